@@ -1,0 +1,5 @@
+"""``python -m xroutine``."""
+
+from xroutine.cli import main
+
+main()

@@ -1,0 +1,188 @@
+"""Calling the compute function: which arguments go to which trial, and what comes back."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from xroutine.errors import ArgumentError, OutputError, OutputTypeError
+
+# Given by xroutine itself, never by the user.
+RESERVED = ("chunkShape", "noCompute")
+
+
+@dataclass(frozen=True, eq=False)
+class PerTrial:
+    """Values of an argument that differ from trial to trial; see `per_trial`."""
+
+    values: Sequence[Any] | np.ndarray[Any, Any]
+
+    def __len__(self) -> int:
+        return len(self.values)
+
+    def __getitem__(self, index: Any) -> Any:
+        return self.values[index]
+
+
+def per_trial(values: Sequence[Any] | np.ndarray[Any, Any]) -> PerTrial:
+    """Give each trial its own value of an argument.
+
+    Parameters
+    ----------
+    values : sequence or numpy.ndarray
+        One value a trial, in the order of the trials.
+
+    Returns
+    -------
+    PerTrial
+        To be given in place of a positional or keyword argument.
+
+    Examples
+    --------
+    >>> import numpy as np, xroutine as xrt
+    >>> ds = xrt.from_arrays([np.ones((2, 1))] * 3, samplerate=1.0)
+    >>> scaled = ds.trials.map(lambda trial, gain: trial * gain, xrt.per_trial([1.0, 2.0, 3.0]))
+    >>> scaled.data[:, 0, 0].values
+    array([1., 2., 3.])
+    """
+    if isinstance(values, (str, bytes, Mapping)) or not hasattr(values, "__len__"):
+        raise ArgumentError(f"per_trial: expected a sequence with one value a trial, got {type(values).__name__}")
+    return PerTrial(values)
+
+
+@dataclass(frozen=True, eq=False)
+class Call:
+    """A compute function with its arguments.
+
+    Attributes
+    ----------
+    function : callable
+        Called as ``function(trial, *argv, **kwargs)``.
+    argv, kwargs
+        Arguments; a `PerTrial` stands for one value a trial.
+    contract : bool
+        Whether the function takes `chunkShape` and `noCompute`.
+    """
+
+    function: Callable[..., Any]
+    argv: tuple[Any, ...] = ()
+    kwargs: dict[str, Any] = field(default_factory=dict)
+    contract: bool = False
+
+    @classmethod
+    def bind(cls, function: Callable[..., Any], argv: Sequence[Any], kwargs: Mapping[str, Any]) -> Call:
+        """Check the arguments against the function's signature and fill in its keyword defaults."""
+        if not callable(function):
+            raise ArgumentError(f"expected a compute function, got {type(function).__name__}: {function!r}")
+        reserved = [key for key in RESERVED if key in kwargs]
+        if reserved:
+            raise ArgumentError(f"{' and '.join(reserved)}: given by xroutine itself, leave it out")
+        try:
+            signature = inspect.signature(function)
+        except (ValueError, TypeError):  # functions written in C need not have one
+            return cls(function, tuple(argv), dict(kwargs))
+        parameters = signature.parameters
+        contract = all(key in parameters for key in RESERVED)
+        try:
+            bound = signature.bind(None, *argv, **kwargs)
+        except TypeError as error:
+            raise ArgumentError(
+                f"{name_of(function)}{signature} cannot be called with the trial and the arguments given: {error}"
+            ) from None
+        defaults = {key: value for key, value in cls.defaults(function).items() if key not in bound.arguments}
+        return cls(function, tuple(argv), defaults | dict(kwargs), contract)
+
+    @staticmethod
+    def defaults(function: Callable[..., Any]) -> dict[str, Any]:
+        """Keyword defaults of a compute function."""
+        try:
+            parameters = inspect.signature(function).parameters
+        except (ValueError, TypeError):
+            return {}
+        return {
+            key: parameter.default
+            for key, parameter in parameters.items()
+            if parameter.default is not parameter.empty
+            and parameter.kind is not parameter.POSITIONAL_ONLY
+            and key not in RESERVED
+        }
+
+    @property
+    def name(self) -> str:
+        return name_of(self.function).rpartition(":")[2].rpartition(".")[2]
+
+    @property
+    def varies(self) -> bool:
+        """Whether any argument differs from trial to trial."""
+        return any(isinstance(value, PerTrial) for value in (*self.argv, *self.kwargs.values()))
+
+    def check_length(self, n_trials: int) -> None:
+        """Raise `ArgumentError` where a per-trial argument does not have one value a trial."""
+        for key, value in (*enumerate(self.argv), *self.kwargs.items()):
+            if isinstance(value, PerTrial) and len(value) != n_trials:
+                where = f"positional argument {key}" if isinstance(key, int) else f"argument {key!r}"
+                raise ArgumentError(f"{where}: per_trial has {len(value)} values, the data have {n_trials} trials")
+
+    def at(self, start: int, stop: int) -> Call:
+        """The same call for some trials only."""
+
+        def part(value: Any) -> Any:
+            return PerTrial(value[start:stop]) if isinstance(value, PerTrial) else value
+
+        if not self.varies:
+            return self
+        argv = tuple(part(value) for value in self.argv)
+        return Call(self.function, argv, {key: part(value) for key, value in self.kwargs.items()}, self.contract)
+
+    def arguments(self, index: int) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """Positional and keyword arguments of one trial."""
+
+        def one(value: Any) -> Any:
+            return value[index] if isinstance(value, PerTrial) else value
+
+        if not self.varies:
+            return self.argv, self.kwargs
+        return tuple(one(value) for value in self.argv), {key: one(value) for key, value in self.kwargs.items()}
+
+
+def name_of(function: Any) -> str:
+    """Importable name, ``module:qualified.name``, of a function or class."""
+    inner = getattr(function, "func", function)  # functools.partial
+    module = getattr(inner, "__module__", None) or type(inner).__module__
+    return f"{module}:{getattr(inner, '__qualname__', type(inner).__qualname__)}"
+
+
+def split_details(result: Any) -> tuple[np.ndarray[Any, Any], dict[str, Any]]:
+    """The array and the details that a compute function returned."""
+    details: dict[str, Any] = {}
+    if isinstance(result, tuple) and len(result) == 2 and isinstance(result[1], dict):
+        result, details = result
+    if isinstance(result, (int, float, complex, np.generic)):
+        result = np.asarray(result)
+    if not isinstance(result, np.ndarray):
+        raise OutputTypeError(
+            f"expected a numpy.ndarray, or (numpy.ndarray, details), from the compute function; "
+            f"got {type(result).__name__}"
+        )
+    return result, details
+
+
+def fit(result: np.ndarray[Any, Any], shape: tuple[int, ...], dtype: np.dtype[Any]) -> np.ndarray[Any, Any]:
+    """The result in its declared shape, or an error that tells expected and found.
+
+    Dimensions of size one may be missing or extra; a dtype has to be castable as NumPy's ``same_kind``.
+    """
+    if result.shape != shape:
+        if tuple(n for n in result.shape if n != 1) != tuple(n for n in shape if n != 1):
+            raise OutputError(f"the compute function returned shape {result.shape}, its dry run declared {shape}")
+        result = result.reshape(shape)
+    if result.dtype != dtype and not np.can_cast(result.dtype, dtype, "same_kind"):
+        raise OutputTypeError(
+            f"the compute function returned {result.dtype}, which cannot be stored as the {dtype} that its dry run "
+            f"declared: declare {result.dtype}, or cast in the function"
+        )
+    return result

@@ -1,0 +1,219 @@
+"""Engines: they differ only in who calls the work on each block, and where."""
+
+from __future__ import annotations
+
+import pickle
+import traceback
+import uuid
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from functools import lru_cache, partial
+from typing import Any, Protocol
+
+import cloudpickle
+import dask
+import dask.multiprocessing
+import psutil
+from dask.base import get_scheduler
+from dask.callbacks import Callback
+from dask.delayed import delayed
+from distributed import Client, Future, as_completed
+
+from xroutine.errors import PlanError
+from xroutine.plan import Block
+
+Work = Callable[[Block, Any], Any]
+# Regions that travel with a task, because it cannot read them itself.
+Attach = Callable[[Block], list[Any] | None]
+Done = Callable[[Any], None]
+
+
+class Engine(Protocol):
+    """Calls ``work(block, regions)`` for every block and hands each result to `done`, in this process."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def remote(self) -> bool:
+        """Whether blocks run in other processes."""
+        ...
+
+    def memory(self) -> tuple[int, str]:
+        """Bytes available to a block, and where."""
+        ...
+
+    def run(self, title: str, work: Work, blocks: Iterable[Block], attach: Attach, done: Done) -> None: ...
+
+
+class Serial:
+    """A plain loop: the reference for all others."""
+
+    name = "a plain loop in this thread"
+    remote = False
+
+    def memory(self) -> tuple[int, str]:
+        return _free_memory()
+
+    def run(self, title: str, work: Work, blocks: Iterable[Block], attach: Attach, done: Done) -> None:
+        for block in blocks:
+            regions = attach(block)
+            done(work(block, None if regions is None else list(dask.compute(*regions, scheduler="synchronous"))))
+
+
+@dataclass(frozen=True)
+class Local:
+    """One of dask's local schedulers, as `scheduler=` or `dask.config` name it."""
+
+    scheduler: Any
+
+    @property
+    def remote(self) -> bool:
+        return get_scheduler(scheduler=self.scheduler) is dask.multiprocessing.get
+
+    @property
+    def name(self) -> str:
+        return f"dask, local scheduler: {self.scheduler if isinstance(self.scheduler, str) else 'given executor'}"
+
+    def memory(self) -> tuple[int, str]:
+        return _free_memory()
+
+    def run(self, title: str, work: Work, blocks: Iterable[Block], attach: Attach, done: Done) -> None:
+        call = _sealed(work) if self.remote else work
+        token = uuid.uuid4().hex[:8]
+        keys: set[str] = set()
+
+        def tasks() -> Iterator[Any]:
+            for block in blocks:
+                key = f"{title}-{block.number}-{token}"
+                keys.add(key)
+                yield delayed(partial(call, block), name=f"call-{key}", pure=False)(attach(block), dask_key_name=key)
+
+        def collect(key: Any, result: Any, graph: Any, state: Any, worker: Any) -> None:
+            if key in keys:
+                done(result)
+                # The scheduler would keep every result until the end, and they may be arrays on their way to the store.
+                state["cache"][key] = None
+
+        with Callback(posttask=collect):
+            dask.compute(*tasks(), scheduler=self.scheduler, optimize_graph=True)
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """The workers of the active `distributed.Client`."""
+
+    client: Client
+
+    remote = True
+
+    @property
+    def name(self) -> str:
+        threads = self.client.nthreads()
+        return f"dask cluster: {len(threads)} workers, {sum(threads.values())} threads"
+
+    def memory(self) -> tuple[int, str]:
+        limits = [worker["memory_limit"] for worker in self.client.scheduler_info()["workers"].values()]
+        if not limits:
+            raise PlanError("the active distributed.Client has no workers: scale the cluster up, or give parallel=False")
+        known = [limit for limit in limits if limit]
+        return (min(known), "on a worker") if known else _free_memory()
+
+    def run(self, title: str, work: Work, blocks: Iterable[Block], attach: Attach, done: Done) -> None:
+        call, token = _sealed(work), uuid.uuid4().hex[:8]
+        waiting = iter(blocks)
+        # A queue a few tasks deep keeps workers busy without holding every task, and its input, at once.
+        room = 2 * max(sum(self.client.nthreads().values()), 1) + 2
+        regions: dict[str, Any] = {}
+        running = as_completed()
+
+        def submit() -> None:
+            block = next(waiting, None)
+            if block is None:
+                return
+            key = f"{title}-{token}-{block.number}"
+            regions[key] = self._place(attach(block))
+            running.add(self.client.submit(call, block, regions[key], key=key, pure=False))
+
+        for _ in range(room):
+            submit()
+        try:
+            for future in running:
+                done(future.result())
+                del regions[future.key]
+                submit()
+        except BaseException:
+            self.client.cancel(list(running.futures))
+            raise
+
+    def _place(self, regions: list[Any] | None) -> list[Future] | None:
+        """Make regions that cannot be read on a worker available there, as futures that the task depends on."""
+        if regions is None:
+            return None
+        return [
+            self.client.compute(region) if dask.is_dask_collection(region) else self.client.scatter(region, hash=False)
+            for region in regions
+        ]
+
+
+def choose(parallel: bool | None, scheduler: Any = None) -> Engine:
+    """The engine for `parallel` and `scheduler`, as dask would choose: no cluster is started.
+
+    Parameters
+    ----------
+    parallel : bool or None
+        False: a plain loop. True or None: the active `distributed.Client`, else dask's local scheduler.
+    scheduler : str or executor, optional
+        As for `dask.compute`.
+    """
+    if parallel not in (None, True, False):
+        raise PlanError(f"parallel: expected None, True or False, got {parallel!r}")
+    if parallel is False:
+        if scheduler is not None:
+            raise PlanError(f"parallel=False is a plain loop, it takes no scheduler={scheduler!r}")
+        return Serial()
+    get = get_scheduler(scheduler=scheduler)
+    owner = getattr(get, "__self__", None)
+    if isinstance(owner, Client):
+        return Cluster(owner)
+    configured = scheduler if scheduler is not None else dask.config.get("scheduler", None)
+    return Local("threads" if get is None else configured)
+
+
+@dataclass(frozen=True)
+class _Sealed:
+    """Work as bytes, for other processes: opened once in each and kept, with the stores it has opened."""
+
+    payload: bytes
+
+    def __call__(self, block: Block, regions: Any) -> Any:
+        try:
+            return _open(self.payload)(block, regions)
+        except Exception as error:
+            raise _portable(error) from error.__cause__
+
+
+@lru_cache(maxsize=4)
+def _open(payload: bytes) -> Work:
+    work: Work = cloudpickle.loads(payload)
+    return work
+
+
+def _sealed(work: Work) -> Work:
+    return _Sealed(cloudpickle.dumps(work))
+
+
+def _portable(error: Exception) -> Exception:
+    """The same exception where it survives the way back to the caller; else one that tells what it was."""
+    try:
+        if type(pickle.loads(pickle.dumps(error))) is type(error):
+            return error
+    except Exception:  # noqa: S110, BLE001  # any failure means the same: it does not survive
+        pass
+    lost = RuntimeError("".join(traceback.format_exception(error)).rstrip())
+    for note in getattr(error, "__notes__", []):
+        lost.add_note(note)
+    return lost
+
+
+def _free_memory() -> tuple[int, str]:
+    return psutil.virtual_memory().available, "on this machine"

@@ -1,0 +1,74 @@
+"""The labels of a result: what carries over from the input, and what the user gives."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Mapping
+from typing import Any
+
+import numpy as np
+import xarray as xr
+
+from xroutine.errors import PlanError
+from xroutine.plan import Plan, keeps_time
+from xroutine.trials import SAMPLE, TIME, TRIAL, View, seconds
+
+
+def result_labels(view: View, plan: Plan, coords: Mapping[str, Any] | None = None) -> xr.Dataset:
+    """Coordinates of a plan's result, and as attributes those of its signal variable.
+
+    Labels of dims that keep their name and size are carried over, and so are the trial table and the trial info.
+
+    Parameters
+    ----------
+    coords : mapping, optional
+        Labels of further dims, as `xarray.Dataset` takes them.
+
+    Raises
+    ------
+    PlanError
+        Where given labels do not fit the output.
+    """
+    target = plan.target
+    sizes = {dim: size for dim, size in zip(plan.out_dims, plan.out_shape, strict=True)}
+    if target.kind == "ragged":
+        del sizes[plan.out_dims[plan.axis]]
+    before = dict(zip(view.dims, plan.input_shape, strict=True))
+    kept = {dim for dim, size in sizes.items() if before.get(dim) == size and dim != TIME}
+    out: dict[Hashable, Any] = {
+        name: coord for name, coord in view.labels.items() if set(map(str, coord.dims)) <= kept
+    }
+    attrs: dict[str, Any] = {}
+    if target.kind != "single":
+        out[TRIAL] = (TRIAL, plan.trial)
+        out |= view.info
+    if target.kind == "ragged":
+        out["row_start"], out["row_size"] = (TRIAL, target.row_start), (TRIAL, target.row_size)
+        if plan.out_dims[plan.axis] != TIME:
+            attrs["stacked_dim"] = plan.out_dims[plan.axis]
+    if keeps_time(view, plan.out_dims, plan.width) and view.offset is not None:
+        if target.kind != "single":
+            out["offset"] = (TRIAL, view.offset)
+        if view.samplerate is not None:
+            attrs["samplerate"] = view.samplerate
+        if target.kind != "ragged":
+            out |= {name: coord for name, coord in view.labels.items() if TIME in coord.dims}
+            if TIME not in out and view.samplerate is not None:
+                out[TIME] = (TIME, seconds(int(view.offset[0]), sizes[TIME], view.samplerate), {"units": "s"})
+    out |= {str(name): _given(str(name), value, sizes) for name, value in (coords or {}).items()}
+    return xr.Dataset(coords=out, attrs=attrs)
+
+
+def _given(name: str, value: Any, sizes: dict[str, int]) -> xr.Variable:
+    if isinstance(value, (xr.DataArray, xr.Variable)):
+        variable = value.variable if isinstance(value, xr.DataArray) else value
+    elif isinstance(value, tuple) and len(value) in (2, 3) and isinstance(value[0], (str, tuple, list)):
+        variable = xr.Variable(*value)
+    else:
+        variable = xr.Variable((name,) if np.ndim(value) == 1 else (), value)
+    for dim, size in variable.sizes.items():
+        if dim not in sizes or sizes[str(dim)] != size:
+            raise PlanError(
+                f"coords[{name!r}] has {size} values along {dim!r}; the output's dims are {sizes}"
+                + (f" (trials lie end to end along {SAMPLE!r})" if dim not in sizes else "")
+            )
+    return variable

@@ -1,0 +1,173 @@
+"""What was done, as strict JSON (`cfg`), as text for people (`log`), and as CF's `history`."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import platform
+from collections.abc import Mapping
+from datetime import datetime, timezone
+from importlib.metadata import version
+from typing import Any
+
+import numpy as np
+import xarray as xr
+
+from xroutine.call import PerTrial, name_of
+from xroutine.errors import StoreError
+
+# Marks data variables that are neither signal nor labels.
+ROLE = "xroutine_role"
+_CORE = ("numpy", "xarray", "zarr", "dask", "distributed", "numcodecs")
+
+
+def versions() -> dict[str, str]:
+    """Versions of xroutine, Python and the core dependencies."""
+    return {
+        "xroutine": version("xroutine"),
+        "python": platform.python_version(),
+        **{name: version(name) for name in _CORE},
+    }
+
+
+def encode(value: Any, name: str, arrays: dict[str, np.ndarray[Any, Any]] | None) -> Any:
+    """A value as strict JSON; arrays go to `arrays` under a name of their own and are referred to.
+
+    Without `arrays`, they are spelled out.
+
+    What JSON has no word for becomes an object with a single key that starts with ``$``.
+
+    Examples
+    --------
+    >>> arrays = {}
+    >>> encode({"b": np.ones(3), "edges": (1, None), "fill": float("nan")}, "cfg", arrays)
+    {'b': {'$array': 'cfg_b'}, 'edges': {'$tuple': [1, None]}, 'fill': {'$float': 'nan'}}
+    >>> arrays
+    {'cfg_b': array([1., 1., 1.])}
+    """
+    if value is None or isinstance(value, (bool, str)) or type(value) is int:
+        return value
+    if type(value) is float:
+        return value if np.isfinite(value) else {"$float": repr(value)}
+    if type(value) is complex:
+        return {"$complex": repr(value)}
+    if isinstance(value, np.generic) and value.dtype.kind in "biufc":
+        return {"$scalar": [value.dtype.str, repr(value.item())]}
+    if isinstance(value, np.ndarray) and value.dtype.kind in "biufcUT":
+        if arrays is None:
+            return {"$values": [value.dtype.str, encode(value.tolist(), name, None)]}
+        arrays[name] = value
+        return {"$array": name}
+    if isinstance(value, (list, tuple)):
+        items = [encode(item, f"{name}_{number}", arrays) for number, item in enumerate(value)]
+        return items if isinstance(value, list) else {"$tuple": items}
+    if isinstance(value, Mapping) and all(isinstance(key, str) and not key.startswith("$") for key in value):
+        return {key: encode(item, f"{name}_{key}", arrays) for key, item in value.items()}
+    if isinstance(value, PerTrial):
+        return {"$per_trial": encode(value.values, name, arrays)}
+    if isinstance(value, slice):
+        return {"$slice": [encode(edge, name, arrays) for edge in (value.start, value.stop, value.step)]}
+    if isinstance(value, np.dtype):
+        return {"$dtype": value.str}
+    if isinstance(value, (xr.DataArray, xr.Variable)):
+        return {"$variable": [list(map(str, value.dims)), encode(value.values, name, arrays)]}
+    if callable(value):
+        return {"$object": name_of(value)}
+    return {"$repr": repr(value)}
+
+
+def decode(value: Any, arrays: Mapping[str, Any], strict: bool = True) -> Any:
+    """What `encode` was given, from its JSON and the arrays beside it.
+
+    Objects that were recorded by name only stay as they are unless `strict`.
+
+    Raises
+    ------
+    StoreError
+        For what cannot be made again from JSON: objects that were recorded by name only.
+    """
+    if isinstance(value, list):
+        return [decode(item, arrays, strict) for item in value]
+    if not isinstance(value, dict):
+        return value
+    if len(value) != 1 or not next(iter(value)).startswith("$"):
+        return {key: decode(item, arrays, strict) for key, item in value.items()}
+    (kind, content), = value.items()
+    if kind == "$array":
+        if content not in arrays:
+            raise StoreError(f"cfg refers to the array {content!r}, which is not stored beside it")
+        return np.asarray(arrays[content])
+    if kind == "$tuple":
+        return tuple(decode(item, arrays, strict) for item in content)
+    if kind == "$per_trial":
+        return PerTrial(decode(content, arrays, strict))
+    if kind == "$slice":
+        return slice(*(decode(edge, arrays, strict) for edge in content))
+    if kind == "$variable":
+        return xr.Variable(content[0], decode(content[1], arrays, strict))
+    try:
+        if kind == "$values":
+            return np.array(decode(content[1], arrays, strict), dtype=content[0])
+        if kind == "$float":
+            return float(content)
+        if kind == "$complex":
+            return complex(content)
+        if kind == "$scalar":
+            dtype = np.dtype(content[0])
+            text = content[1]
+            return dtype.type(text == "True" if dtype.kind == "b" else complex(text) if dtype.kind == "c"
+                              else float(text) if dtype.kind == "f" else int(text))
+        if kind == "$dtype":
+            return np.dtype(content)
+    except (TypeError, ValueError, IndexError) as error:
+        raise StoreError(f"cfg holds {value!r}, which is no {kind[1:]}: {error}") from None
+    if strict:
+        raise StoreError(f"cfg records {content!r} by name only: give it again to run with it")
+    return value
+
+
+def dumps(cfg: Mapping[str, Any]) -> str:
+    """Strict JSON: no NaN, no Infinity, no NumPy scalars."""
+    return json.dumps(cfg, allow_nan=False, ensure_ascii=False)
+
+
+def loads(text: Any, what: str) -> dict[str, Any]:
+    """The JSON object in an attribute, or a `StoreError` that says what is there instead."""
+    try:
+        value = json.loads(text)
+    except (TypeError, ValueError) as error:
+        raise StoreError(f"attribute {what!r} is not JSON: {error}") from None
+    if not isinstance(value, dict):
+        raise StoreError(f"attribute {what!r} should hold a JSON object, found {type(value).__name__}")
+    return value
+
+
+def digest(*arrays: Any) -> str:
+    """A short fingerprint of arrays: of their shapes, dtypes and values."""
+    total = hashlib.sha256()
+    for array in arrays:
+        values = np.asarray(array)
+        total.update(f"{values.shape} {values.dtype.str}".encode())
+        if values.dtype.hasobject or values.dtype.kind == "T":
+            total.update(repr(values.tolist()).encode())
+        else:
+            total.update(np.ascontiguousarray(values).data if values.dtype.kind not in "mM" else values.tobytes())
+    return total.hexdigest()[:16]
+
+
+def now() -> str:
+    return datetime.now(timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+def log_entry(name: str, time: str, settings: Mapping[str, Any]) -> str:
+    """One entry of the log: when, what, and with which settings."""
+    lines = [f"|=== {time}: {name} ===|", f"\tcomputed {name} with settings"]
+    for key, value in settings.items():
+        text = " ".join(str(value).split())
+        lines.append(f"\t{key} = {text if len(text) < 80 else f'{text[:30]}, ..., {text[-30:]}'}")
+    return "\n".join(lines) + "\n"
+
+
+def history_line(name: str, time: str, n_trials: int) -> str:
+    """CF's line for one step."""
+    return f"{time}: xroutine {version('xroutine')}: {name} on {n_trials} trial{'s' * (n_trials != 1)}"

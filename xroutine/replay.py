@@ -1,0 +1,82 @@
+"""Replaying a result from its `cfg` alone."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import xarray as xr
+
+from xroutine.errors import PlanError, StoreError
+from xroutine.record import decode, loads
+from xroutine.routine import ComputationalRoutine, routine_class
+from xroutine.store import Location, open_dataset
+
+
+def replay(
+    location: Location,
+    data: Any,
+    out: Location | None = None,
+    *,
+    routine: Callable[..., Any] | type[ComputationalRoutine] | None = None,
+    **options: Any,
+) -> xr.Dataset:
+    """Compute again what a stored result was made by, on the same or on other data.
+
+    Nothing that is named in the store is imported: the module that holds the routine has to be imported already, or the
+    routine is given.
+
+    Parameters
+    ----------
+    location : path, URL or zarr store
+        A result of xroutine.
+    data : xarray.Dataset, xarray.DataArray or Trials
+    out : path, URL or zarr store, optional
+        Where the new result is stored; in memory if left out.
+    routine : callable or ComputationalRoutine subclass, optional
+        In place of the recorded one.
+    **options
+        As for `ComputationalRoutine.__call__`: ``parallel``, ``overwrite``, ...
+
+    Raises
+    ------
+    StoreError
+        Where there is no `cfg`, or it refers to objects that were recorded by name only.
+    PlanError
+        Where the recorded routine's module has not been imported.
+
+    Examples
+    --------
+    >>> import numpy as np, xroutine as xrt, zarr
+    >>> store, ds = zarr.storage.MemoryStore(), xrt.from_arrays([np.ones((4, 2))] * 3, samplerate=1.0)
+    >>> first = ds.trials.map(np.negative, out=store)
+    >>> xrt.replay(store, ds, routine=np.negative).negative.equals(first.negative)
+    True
+    """
+    stored = open_dataset(location)
+    cfg = decode(loads(stored.attrs.get("cfg"), "cfg"), stored)
+    try:
+        recorded, argv, kwargs, asked = cfg["routine"], cfg["argv"], cfg["kwargs"], dict(cfg["options"])
+        out_dims, coords = asked.pop("out_dims"), asked.pop("coords")
+    except (KeyError, TypeError) as error:
+        raise StoreError(f"attribute 'cfg' of {location} lacks {error}") from None
+    function = _imported(recorded) if routine is None else routine
+    if not (isinstance(function, type) and issubclass(function, ComputationalRoutine)):
+        function = routine_class(function, out_dims, coords)
+    made: ComputationalRoutine = function(*argv, **kwargs)
+    made.out_dims, made.coords = out_dims, coords
+    return made(data, out, **{**asked, **options})
+
+
+def _imported(recorded: str) -> Any:
+    """The object of a recorded name, found in what has been imported."""
+    module, _, qualified = str(recorded).partition(":")
+    found: Any = sys.modules.get(module)
+    if found is None:
+        raise PlanError(f"the result was made by {recorded!r}, but {module!r} is not imported: import it, or give routine=")
+    for part in qualified.split("."):
+        found = getattr(found, part, None)
+    if not callable(found):
+        raise PlanError(f"the result was made by {recorded!r}, which cannot be found by this name: give routine=")
+    return found

@@ -1,0 +1,529 @@
+"""`ComputationalRoutine`: a compute function, what is declared about it, and the steps that run it over all trials."""
+
+from __future__ import annotations
+
+import keyword
+import logging
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, ClassVar
+
+import numpy as np
+import xarray as xr
+
+from xroutine.call import RESERVED, Call, name_of
+from xroutine.container import Trials
+from xroutine.engine import Engine, Local, Serial, choose
+from xroutine.errors import NotEnoughMemoryError, PlanError
+from xroutine.labels import result_labels
+from xroutine.plan import BLOCK_SIZE, Plan, make_plan, nbytes_text
+from xroutine.record import ROLE, digest, dumps, encode, history_line, log_entry, now, versions
+from xroutine.run import collect_details, execute
+from xroutine.source import Source, identity
+from xroutine.store import Location, MemoryTarget, Target, ZarrTarget, allocate, locate, open_dataset
+from xroutine.trials import View, as_dataset, view
+
+logger = logging.getLogger("xroutine")
+
+
+class ComputationalRoutine(ABC):
+    """A compute function for one trial, with its arguments, to be run over all trials.
+
+    Subclasses bind `computeFunction` as a static method and say in `process_metadata` how the result is labelled.
+
+    Parameters
+    ----------
+    *argv, **kwargs
+        Arguments of `computeFunction` after the trial. A keyword that it does not have is an error. `per_trial` gives
+        each trial a value of its own; nothing else is ever distributed over trials.
+
+    Attributes
+    ----------
+    computeFunction : callable
+        ``computeFunction(arr, *argv, chunkShape=None, noCompute=None, **kwargs)``: with ``noCompute=True`` it returns
+        ``(shape, dtype)`` and computes nothing; otherwise the array, or ``(array, details)`` with `details` a flat dict
+        of small values. `chunkShape` is the largest output shape over all trials. Functions without these two
+        keywords are probed with a random stand-in instead.
+    out_dims : tuple of str or None
+        Dims of one trial's output; those of the input where they are as many.
+    coords : mapping or None
+        Labels of the output's dims.
+    argv, cfg
+        Positional and keyword arguments, defaults included.
+    defaultCfg : dict
+        Keyword defaults of `computeFunction`.
+
+    Examples
+    --------
+    >>> import numpy as np, xroutine as xrt
+    >>> def scale(arr, factor=2.0, chunkShape=None, noCompute=None):
+    ...     return (arr.shape, arr.dtype) if noCompute else arr * factor
+    >>> class Scale(xrt.ComputationalRoutine):
+    ...     computeFunction = staticmethod(scale)
+    ...     def process_metadata(self, data, out):
+    ...         out.channel = data.channel
+    >>> ds = xrt.from_arrays([np.ones((4, 2))] * 3, samplerate=100.0)
+    >>> Scale(factor=3.0)(ds).scale.values.max()
+    np.float64(3.0)
+    """
+
+    computeFunction: ClassVar[Callable[..., Any]]
+    out_dims: tuple[str, ...] | None = None
+    coords: Mapping[str, Any] | None = None
+    # Plain functions have to say how an output with other dims is called; subclasses may do it in process_metadata.
+    _number_dims = True
+
+    def __init__(self, *argv: Any, **kwargs: Any) -> None:
+        self.call = Call.bind(type(self).computeFunction, argv, kwargs)
+        self.argv: list[Any] = list(argv)
+        self.cfg: dict[str, Any] = dict(self.call.kwargs)
+        self.defaultCfg = Call.defaults(type(self).computeFunction)
+        self.keeptrials: bool | None = None
+        self._plan: Plan | None = None
+        self._view: View | None = None
+        self._asked: dict[str, Any] = {}
+        self._engine: Engine = Serial()
+        self._target: Target | None = None
+        self._parallel_store = False
+        self._progress: bool | None = None
+
+    def __repr__(self) -> str:
+        given = [*map(_short, self.argv), *(f"{key}={_short(value)}" for key, value in self.cfg.items())]
+        return f"{type(self).__name__}({', '.join(given)})"
+
+    @property
+    def name(self) -> str:
+        """Name of the result's variable: that of the compute function."""
+        name = self.call.name
+        return name if name.isidentifier() and not keyword.iskeyword(name) else "result"
+
+    @property
+    def recorded_name(self) -> str:
+        """Importable name by which `cfg` refers to this routine."""
+        return name_of(type(self))
+
+    @property
+    def plan(self) -> Plan:
+        """What `initialize` settled."""
+        if self._plan is None:
+            raise PlanError(f"{type(self).__name__}: call initialize(data, out_stackingdim) first")
+        return self._plan
+
+    @property
+    def outputShape(self) -> tuple[int, ...]:
+        """Shape of all trials stacked along `out_stackingdim`, or of their average."""
+        plan = self.plan
+        rows = int(plan.width.sum()) if plan.keeptrials else int(plan.width.max())
+        return tuple(rows if axis == plan.axis else size for axis, size in enumerate(plan.out_shape))
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """Dtype of one trial's output."""
+        return self.plan.out_dtype
+
+    @property
+    def chunkShape(self) -> tuple[int, ...]:
+        """Largest output shape over all trials."""
+        return self.plan.chunk_shape
+
+    @property
+    def numTrials(self) -> int:
+        return self.plan.n_trials
+
+    @property
+    def numBlocksPerTrial(self) -> int:
+        """Number of channel blocks."""
+        return self.plan.n_branches
+
+    @property
+    def numCalls(self) -> int:
+        """How often `computeFunction` is called."""
+        return self.plan.n_trials * self.plan.n_branches
+
+    def initialize(
+        self,
+        data: Any,
+        out_stackingdim: int | None = None,
+        chan_per_worker: int | None = None,
+        keeptrials: bool = True,
+        *,
+        variable: str | None = None,
+        block_size: int = BLOCK_SIZE,
+    ) -> None:
+        """Dry-run the compute function over all distinct trials and settle the plan.
+
+        Parameters
+        ----------
+        data : xarray.Dataset, xarray.DataArray or Trials
+        out_stackingdim : int, optional
+            Output dimension along which trials of unequal size are stacked; if left out, the one that differs.
+        chan_per_worker : int, optional
+            Split channels into blocks of so many, and a rest.
+        keeptrials : bool
+            Store single trials, or only their average.
+        variable : str, optional
+            Which data variable is the signal, where there are several.
+        block_size : int
+            Bytes of input (or of output, where that is more) in a block.
+
+        Raises
+        ------
+        DryRunError
+            Where the dry runs do not agree: dtypes or sizes that differ and may not.
+        PlanError
+            Where the plan cannot work as asked for.
+        """
+        self.keeptrials = keeptrials
+        self._asked = {
+            "out_stackingdim": out_stackingdim, "chan_per_worker": chan_per_worker, "keeptrials": keeptrials,
+            "block_size": block_size,
+        }
+        self._data = data
+        self._view = view(data, variable or (data._name if isinstance(data, Trials) else None))
+        self._settle(self.out_dims, tight=False)
+
+    def compute(
+        self,
+        data: Any,
+        out: Trials,
+        parallel: bool | None = False,
+        parallel_store: bool | None = None,
+        method: str | None = None,
+        mem_thresh: float = 0.5,
+        log_dict: Mapping[str, Any] | None = None,
+        parallel_debug: bool = False,
+        *,
+        scheduler: Any = None,
+        progress: bool | None = None,
+    ) -> None:
+        """Compute all trials into `out`: allocate, run, label, log, commit.
+
+        Calls `preallocate_output`, `compute_parallel` or `compute_sequential`, `process_metadata` and `write_log`, in
+        this order. The result is ``out.dataset``.
+
+        Parameters
+        ----------
+        data : xarray.Dataset, xarray.DataArray or Trials
+            What `initialize` was given.
+        out : Trials
+            From `Trials.empty`.
+        parallel : bool or None
+            False: a plain loop. True or None: the active `distributed.Client`, else dask's local scheduler.
+        parallel_store : bool, optional
+            Whether blocks write their own chunks, concurrently. False: the coordinator writes all of them, one after
+            the other. If left out: `parallel`, or False where `out` is memory that workers cannot reach.
+        method : str, optional
+            Run ``compute_<method>`` instead.
+        mem_thresh : float
+            Share of the available memory (of a worker's limit, with a cluster) that the largest block may take.
+        log_dict : mapping, optional
+            Settings to write into the log in place of the keyword arguments.
+        parallel_debug : bool
+            Use dask's synchronous scheduler in this thread, so that debuggers and profilers work.
+        scheduler : str or executor, optional
+            dask's local scheduler, as for `dask.compute`.
+        progress : bool, optional
+            Show a progress bar; if left out, where a person is looking.
+
+        Raises
+        ------
+        NotEnoughMemoryError
+            Before anything is allocated.
+        TargetExistsError
+            Where `out` holds something else than this plan's result.
+        """
+        plan = self.plan
+        if data is not self._data and as_dataset(data) is not as_dataset(self._data):
+            raise PlanError(f"{type(self).__name__}: compute was given other data than initialize; initialize it with these")
+        if not isinstance(out, Trials) or out._dataset is not None:
+            raise PlanError(f"out: expected empty Trials, as from xrt.Trials.empty('result.zarr'), got {out!r:.80}")
+        run = self._method(method, bool(parallel is not False or parallel_debug))
+        if not 0 < mem_thresh <= 1:
+            raise PlanError(f"mem_thresh: expected a share of the memory between 0 and 1, got {mem_thresh!r}")
+        self._engine = Local("synchronous") if parallel_debug else choose(parallel, scheduler)
+        self._progress = progress
+        available, where = self._engine.memory()
+        plan.check_memory(available, mem_thresh, where)
+        if out._location is None and plan.target.nbytes > mem_thresh * available:
+            raise NotEnoughMemoryError(
+                f"the result takes {nbytes_text(plan.target.nbytes)}, more than mem_thresh={mem_thresh:g} of the "
+                f"{nbytes_text(available)} available {where}: give out= a path or a URL to store it in"
+            )
+        if parallel_store is None:
+            parallel_store = parallel is not False and not (self._engine.remote and out._location is None)
+        self.preallocate_output(out, parallel_store=parallel_store)
+        target = self._target
+        assert target is not None
+        if target.complete:
+            logger.info("%s: the result is there already, nothing to compute", plan.name)
+            out._dataset = open_dataset(target.store) if isinstance(target, ZarrTarget) else out._dataset
+            return
+        source = Trials(self._view.dataset, self._view.name) if self._view else Trials(data)
+        run(source, out)
+        self.process_metadata(source, out)
+        self.write_log(source, out, log_dict)
+        self._commit(out, target)
+
+    def preallocate_output(self, out: Trials, parallel_store: bool = False) -> None:
+        """Allocate the result's array, as the dry run told, and attach it to `out` with the labels that carry over.
+
+        Parameters
+        ----------
+        out : Trials
+        parallel_store : bool
+            Whether blocks will write their own chunks.
+        """
+        assert self._view is not None
+        self._parallel_store = parallel_store
+        in_memory = out._location is None
+        if in_memory or (out._declared and out._declared != self.plan.out_dims):
+            self._settle(out._declared or self.out_dims, tight=in_memory)
+        plan = self.plan
+        labels = result_labels(self._view, plan, self.coords)
+        if plan.name in labels.variables or plan.name in plan.target.dims:
+            raise PlanError(f"the result cannot be called {plan.name!r}, as its labels are: give the routine another name")
+        if out._location is None:
+            self._target = MemoryTarget(plan)
+            array = xr.Variable(plan.target.dims, self._target.array)
+        else:
+            store = locate(out._location, out._options["storage_options"])
+            read_from = self._view.dataset.encoding.get("source")
+            if read_from == str(store):
+                raise PlanError(f"out={store} is where the input is read from: give another out=")
+            overwrite, compressors = out._options["overwrite"], out._options["compressors"]
+            target = allocate(store, plan, self.fingerprint(), overwrite, compressors, labels)
+            self._target, array = target, target.variable()
+        array.attrs = dict(labels.attrs)
+        out._name = plan.name
+        out._dataset = labels.drop_attrs(deep=False).assign({plan.name: array})
+
+    def compute_parallel(self, data: Trials, out: Trials) -> None:
+        """Run all blocks on the engine that `compute` chose."""
+        self._execute(self._engine)
+
+    def compute_sequential(self, data: Trials, out: Trials) -> None:
+        """Run all blocks one after the other, in this thread."""
+        self._execute(Serial())
+
+    @abstractmethod
+    def process_metadata(self, data: Trials, out: Trials) -> None:
+        """Attach labels to the result.
+
+        Labels of dims that keep their name and size are there already, and so is the trial table.
+
+        Parameters
+        ----------
+        data, out : Trials
+            Input and result.
+        """
+
+    def write_log(self, data: Trials, out: Trials, log_dict: Mapping[str, Any] | None = None) -> None:
+        """Write `cfg`, and extend the input's log by what was computed and CF's history by a line.
+
+        Parameters
+        ----------
+        data, out : Trials
+            Input and result.
+        log_dict : mapping, optional
+            What to write in place of the keyword arguments.
+        """
+        settings = dict(self.cfg if log_dict is None else log_dict)
+        for key in RESERVED:
+            settings.pop(key, None)
+        returned = sorted({str(receipt["returned"]) for receipt in self._receipts().values() if "returned" in receipt})
+        if returned:
+            settings["stored"] = f"{self.dtype}, returned as {', '.join(returned)}"
+        time = now()
+        before = data.dataset.attrs.get("history", "")
+        line = history_line(repr(self), time, self.plan.n_trials)
+        cfg, arrays = self._cfg()
+        out._dataset = out.dataset.assign(arrays).assign_attrs(
+            cfg=dumps(cfg), history=f"{before}\n{line}" if before else line
+        )
+        out.log = data.log + log_entry(self.name, time, settings)
+
+    def __call__(
+        self,
+        data: Any,
+        out: Location | None = None,
+        *,
+        parallel: bool | None = None,
+        scheduler: Any = None,
+        parallel_store: bool | None = None,
+        keeptrials: bool = True,
+        chan_per_worker: int | None = None,
+        out_stackingdim: int | None = None,
+        variable: str | None = None,
+        block_size: int = BLOCK_SIZE,
+        mem_thresh: float = 0.5,
+        overwrite: bool = False,
+        compressors: Any = "auto",
+        storage_options: Mapping[str, Any] | None = None,
+        progress: bool | None = None,
+    ) -> xr.Dataset:
+        """Initialize and compute in one.
+
+        Parameters
+        ----------
+        data : xarray.Dataset, xarray.DataArray or Trials
+        out : path, URL or zarr store, optional
+            Where the result is stored; in memory if left out.
+
+        The others are those of `initialize`, `compute` and `Trials.empty`.
+
+        Returns
+        -------
+        xarray.Dataset
+            The labelled result.
+        """
+        self.initialize(
+            data, out_stackingdim, chan_per_worker, keeptrials, variable=variable, block_size=block_size
+        )
+        handle = Trials.empty(out, overwrite=overwrite, compressors=compressors, storage_options=storage_options)
+        self.compute(
+            data, handle, parallel, parallel_store, mem_thresh=mem_thresh, scheduler=scheduler, progress=progress
+        )
+        return handle.dataset
+
+    def fingerprint(self) -> dict[str, Any]:
+        """What has to be equal for a run to go on where another one stopped, in words and digests."""
+        assert self._view is not None
+        plan, arrays = self.plan, dict[str, np.ndarray[Any, Any]]()
+        arguments = {f"argument {key}": encode(value, f"{key}", arrays) for key, value in self._arguments().items()}
+        return {
+            "routine": self.recorded_name,
+            **arguments,
+            **{f"array {key}": digest(value) for key, value in arrays.items()},
+            **{f"input {key}": value for key, value in identity(self._view).items()},
+            "output dims": list(plan.target.dims),
+            "output shape": list(plan.target.shape),
+            "output dtype": plan.target.dtype.str,
+            "keeptrials": plan.keeptrials,
+            "chunks": list(plan.target.chunks),
+            "trial blocks": digest(plan.trial_bounds),
+            "channel blocks": digest(plan.channel_bounds),
+        }
+
+    def _arguments(self) -> dict[str, Any]:
+        return {**{str(position): value for position, value in enumerate(self.argv)}, **self.cfg}
+
+    def _settle(self, dims: tuple[str, ...] | None, tight: bool) -> None:
+        assert self._view is not None
+        self._plan = make_plan(
+            self._view, self.call, name=self.name, out_dims=dims, number_dims=self._number_dims, tight=tight, **self._asked
+        )
+
+    def _method(self, method: str | None, parallel: bool) -> Callable[[Trials, Trials], None]:
+        name = method if method is not None else "parallel" if parallel else "sequential"
+        found: Callable[[Trials, Trials], None] | None = getattr(self, f"compute_{name}", None)
+        if found is None:
+            have = sorted(key.removeprefix("compute_") for key in dir(self) if key.startswith("compute_"))
+            raise PlanError(f"method={method!r}: {type(self).__name__} has no compute_{method}; there are {have}")
+        return found
+
+    def _execute(self, engine: Engine) -> None:
+        assert self._view is not None and self._target is not None
+        source = Source(self._view.variable)
+        execute(
+            self.plan, source, self._target, engine, parallel_store=self._parallel_store, progress=self._progress
+        )
+
+    def _cfg(self) -> tuple[dict[str, Any], dict[str, xr.Variable]]:
+        """What was called, as JSON, and the arrays in it as variables."""
+        assert self._view is not None
+        plan, arrays = self.plan, dict[str, np.ndarray[Any, Any]]()
+        options = {"out_dims": plan.out_dims, **self._asked}
+        # Labels that were given are stored as coordinates already.
+        given = result_labels(self._view, plan, self.coords).coords
+        coords = {
+            str(name): {"$variable": [list(map(str, given[name].dims)), {"$array": str(name)}]} for name in self.coords or {}
+        }
+        cfg = {
+            "routine": self.recorded_name,
+            "argv": encode(self.argv, "cfg", arrays),
+            "kwargs": encode(self.cfg, "cfg", arrays),
+            "options": {**encode(options, "cfg", arrays), "coords": coords},
+            "input": identity(self._view),
+            "plan": {
+                "blocks": len(plan), "trial_blocks": plan.n_leaves, "channel_blocks": plan.n_branches,
+                "dims": list(plan.target.dims), "shape": list(plan.target.shape), "chunks": list(plan.target.chunks),
+            },
+            "versions": versions(),
+        }
+        return cfg, {
+            name: xr.Variable([f"{name}_{axis}" for axis in range(value.ndim)], value, {ROLE: "argument"})
+            for name, value in arrays.items()
+        }
+
+    def _receipts(self) -> dict[int, dict[str, Any]]:
+        return {} if self._target is None else self._target.receipts
+
+    def _commit(self, out: Trials, target: Target) -> None:
+        plan, dataset = self.plan, out.dataset.assign(collect_details(self.plan, target.receipts))
+        if not plan.keeptrials:
+            dataset = dataset.assign_coords(n_trials=plan.n_trials)
+        signal = dataset[plan.name]
+        rename = {was: str(now) for was, now in zip(plan.target.dims, signal.dims, strict=True) if was != now}
+        out._dataset = target.commit(dataset.drop_vars(plan.name), dict(signal.attrs), rename)
+
+
+def routine(
+    out_dims: Sequence[str] | None = None, coords: Mapping[str, Any] | None = None
+) -> Callable[[Callable[..., Any]], type[ComputationalRoutine]]:
+    """Make a plain function of one trial a routine class.
+
+    Parameters
+    ----------
+    out_dims : sequence of str, optional
+        Dims of one trial's output; those of the input where they are as many.
+    coords : mapping, optional
+        Labels of the output's dims.
+
+    Returns
+    -------
+    callable
+        A decorator; the class takes the function's further arguments.
+
+    Examples
+    --------
+    >>> import numpy as np, xroutine as xrt
+    >>> @xrt.routine(out_dims=("freq", "channel"))
+    ... def power(trial, nfft):
+    ...     return np.abs(np.fft.rfft(trial, n=nfft, axis=0)) ** 2
+    >>> ds = xrt.from_arrays([np.ones((8, 2))] * 3, samplerate=100.0)
+    >>> dict(power(nfft=8)(ds).power.sizes)
+    {'trial': 3, 'freq': 5, 'channel': 2}
+    """
+
+    def decorate(function: Callable[..., Any]) -> type[ComputationalRoutine]:
+        return routine_class(function, out_dims, coords)
+
+    return decorate
+
+
+def routine_class(
+    function: Callable[..., Any], out_dims: Sequence[str] | None, coords: Mapping[str, Any] | None
+) -> type[ComputationalRoutine]:
+    """A routine class for a plain function, under the function's own name."""
+    module, _, qualified = name_of(function).partition(":")
+    if isinstance(out_dims, str):
+        raise PlanError(f"out_dims={out_dims!r}: expected a sequence of names, like ({out_dims!r},)")
+    body = {
+        "computeFunction": staticmethod(function),
+        "process_metadata": lambda self, data, out: None,
+        "out_dims": None if out_dims is None else tuple(out_dims),
+        "coords": coords,
+        "_number_dims": False,
+        "__doc__": function.__doc__,
+        "__module__": module,
+        "__qualname__": qualified,
+    }
+    return type(qualified.rpartition(".")[2], (ComputationalRoutine,), body)
+
+
+def _short(value: Any) -> str:
+    if isinstance(value, np.ndarray):
+        return f"<array {'x'.join(map(str, value.shape))} {value.dtype}>"
+    text = repr(value)
+    return text if len(text) <= 40 else f"{text[:37]}..."
+

@@ -1,0 +1,315 @@
+"""A block's journey (read, compute, write) and the run that sends every block on it."""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import xarray as xr
+from threadpoolctl import ThreadpoolController
+from tqdm.auto import tqdm
+
+from xroutine.call import fit, split_details
+from xroutine.engine import Engine
+from xroutine.errors import OutputError, PlanError
+from xroutine.plan import Block, Plan
+from xroutine.record import ROLE, decode, encode
+from xroutine.reduce import Partial, Tree, accumulator_dtype
+from xroutine.source import Source
+from xroutine.store import Target
+from xroutine.trials import TRIAL
+
+Array = np.ndarray[Any, Any]
+
+
+@dataclass(frozen=True, eq=False)
+class Receipt:
+    """What a block returns.
+
+    Attributes
+    ----------
+    number, leaf, branch : int
+        Which block.
+    n_trials, nbytes : int
+        Trials computed, and bytes of input.
+    seconds : float
+        From first read to last write.
+    returned : str
+        The dtype the function returned, where it was cast to the declared one.
+    details : dict
+        Details that the function returned, by position of the trial.
+    values : numpy.ndarray or Partial or None
+        What the coordinator has to write or merge; None where the block wrote it.
+    """
+
+    number: int
+    leaf: int
+    branch: int
+    n_trials: int
+    nbytes: int
+    seconds: float
+    returned: str
+    details: dict[int, dict[str, Any]]
+    region: tuple[slice, ...] | None
+    values: Array | Partial | None
+
+    def summary(self) -> dict[str, Any]:
+        """What the ledger keeps, as JSON."""
+        kept: dict[str, Any] = {"n_trials": self.n_trials, "nbytes": self.nbytes, "seconds": round(self.seconds, 6)}
+        if self.returned:
+            kept["returned"] = self.returned
+        if self.details:
+            kept["details"] = {str(position): encode(found, "", None) for position, found in self.details.items()}
+        return kept
+
+
+@dataclass(frozen=True, eq=False)
+class PlanFacts:
+    """The few facts of a plan that every block needs; the plan itself, with a row a trial, does not travel."""
+
+    name: str
+    layout: str
+    kind: str
+    variable_dims: tuple[str, ...]
+    stack_axis: int
+    trial_axis: int
+    axis: int
+    out_shape: tuple[int, ...]
+    channel_axis: int | None
+    chunk_shape: tuple[int, ...]
+    dtype: np.dtype[Any]
+    fill_value: Any
+    keeptrials: bool
+
+    def trials(self, block: Block, pieces: list[Array]) -> Iterator[Array]:
+        """The block's trials, each an array of its own that the compute function may change."""
+        if self.layout == "single":
+            yield np.array(pieces[0], order="C")
+        elif self.layout == "dense":
+            stacked = np.moveaxis(pieces[0], self.trial_axis, 0)
+            for position in range(len(block.trial)):
+                yield np.array(stacked[position], order="C")
+        else:
+            before = (slice(None),) * self.stack_axis
+            for piece, row, size in zip(block.piece.tolist(), block.row.tolist(), block.size.tolist(), strict=True):
+                yield np.array(pieces[piece][(*before, slice(row, row + size))], order="C")
+
+    def place(self, slot: int, width: int) -> tuple[Any, ...]:
+        """Where a trial's output lies in the block's buffer."""
+        if self.kind == "dense":
+            return (slot,)
+        if self.kind == "ragged":
+            return (*(slice(None),) * self.axis, slice(slot, slot + width))
+        return ()
+
+
+@dataclass(frozen=True, eq=False)
+class Work:
+    """What all blocks of a run have in common; `target` is None where the coordinator writes."""
+
+    plan: PlanFacts
+    source: Source
+    target: Target | None
+
+    def __call__(self, block: Block, regions: list[Array] | None = None) -> Receipt:
+        """Read a block's trials, compute them one by one, and write them at once."""
+        began = time.perf_counter()
+        facts = self.plan
+        with one_blas_thread():
+            pieces = [self.source.read(region) for region in block.reads] if regions is None else regions
+            trials = facts.trials(block, pieces)
+            if facts.keeptrials:
+                out = np.full(block.shape, facts.fill_value, facts.dtype)
+            else:
+                out = np.zeros(block.shape, accumulator_dtype(facts.dtype))
+            returned, details = _compute(facts, block, trials, out)
+        values: Array | Partial | None = out
+        if not facts.keeptrials:
+            values = Partial(out, len(block.trial))
+        elif self.target is not None and block.writes is not None:
+            self.target.write(block.writes, out)
+            values = None
+        return Receipt(
+            block.number, block.leaf, block.branch, len(block.trial), sum(piece.nbytes for piece in pieces),
+            time.perf_counter() - began, returned, details, block.writes, values,
+        )
+
+
+def _compute(facts: PlanFacts, block: Block, trials: Iterator[Array], out: Array) -> tuple[str, dict[int, dict[str, Any]]]:
+    call, returned = block.call, ""
+    extra = {"chunkShape": facts.chunk_shape} if call.contract else {}
+    details: dict[int, dict[str, Any]] = {}
+    shape = list(facts.out_shape)
+    if facts.channel_axis is not None:
+        shape[facts.channel_axis] = block.shape[facts.channel_axis + (facts.kind == "dense")]
+    for index, (trial, slot, width) in enumerate(
+        zip(trials, block.slot.tolist(), block.width.tolist(), strict=True)
+    ):
+        argv, kwargs = call.arguments(index)
+        given_shape = trial.shape
+        try:
+            result = call.function(trial, *argv, **kwargs, **extra)
+        except Exception as error:
+            error.add_note(_where(facts, block, index, given_shape, trial.dtype))
+            raise
+        if shape:
+            shape[facts.axis] = width
+        try:
+            values, found = split_details(result)
+            values = fit(values, tuple(shape), facts.dtype)
+        except OutputError as error:
+            raise type(error)(f"{_where(facts, block, index, given_shape, trial.dtype)}: {error}") from None
+        if values.dtype != facts.dtype:
+            returned = str(values.dtype)
+            values = values.astype(facts.dtype) if not facts.keeptrials else values
+        if facts.keeptrials:
+            out[facts.place(slot, width)] = values
+        else:
+            out += values
+        if found:
+            details[block.first + index] = found
+    return returned, details
+
+
+def _where(facts: PlanFacts, block: Block, index: int, shape: tuple[int, ...], dtype: np.dtype[Any]) -> str:
+    dims = ", ".join(f"{dim}={size}" for dim, size in zip(facts.variable_dims, shape, strict=True))
+    channels = f", {block.channels}" if block.channels else ""
+    label = block.trial[index]
+    label = label.item() if isinstance(label, np.generic) else label
+    return f"in trial {block.first + index} (id {label!r}){channels}, of `{facts.name}`; input ({dims}) {dtype}"
+
+
+def execute(
+    plan: Plan, source: Source, target: Target, engine: Engine, *, parallel_store: bool, progress: bool | None = None
+) -> None:
+    """Run every block of a plan that the target does not hold yet.
+
+    Parameters
+    ----------
+    parallel_store : bool
+        Blocks write their own chunks; otherwise the coordinator writes them one after the other.
+    progress : bool, optional
+        Show a progress bar; if left out, where a person is looking.
+
+    Raises
+    ------
+    PlanError
+        Where blocks in other processes could not reach the target.
+    """
+    if engine.remote and parallel_store and plan.keeptrials and target.in_memory:
+        raise PlanError(
+            f"blocks would run in other processes ({engine.name}), which cannot write into this process's memory: give "
+            f"out= a path or a URL, or parallel_store=False, so that results travel back and are written here"
+        )
+    writes = parallel_store and plan.keeptrials
+    work = Work(_facts(plan), source, target if writes else None)
+    if not plan.keeptrials:
+        # Partial results are not stored: an average that was interrupted starts again.
+        target.receipts.clear()
+    missing = np.array([number for number in range(len(plan)) if number not in target.receipts], np.int64)
+    trees = [Tree(plan.n_leaves) for _ in range(plan.n_branches)]
+    travels = source.is_dask or (engine.remote and source.in_memory)
+
+    def attach(block: Block) -> list[Any] | None:
+        if not travels:
+            return None
+        return [source.lazy(region) if source.is_dask else source.read(region) for region in block.reads]
+
+    with tqdm(
+        total=len(plan), initial=len(target.receipts), desc=plan.name, unit="block",
+        disable=None if progress is None else not progress,
+    ) as bar:
+
+        def done(receipt: Receipt) -> None:
+            if isinstance(receipt.values, Partial):
+                trees[receipt.branch].add(receipt.leaf, receipt.values)
+            elif receipt.values is not None and receipt.region is not None:
+                target.write(receipt.region, receipt.values)
+            target.record(receipt.number, receipt.summary())
+            bar.update()
+
+        try:
+            engine.run(plan.name, work, plan.blocks(missing), attach, done)
+        finally:
+            target.flush()
+    if not plan.keeptrials:
+        for branch, tree in enumerate(trees):
+            region = [slice(0, size) for size in plan.target.shape]
+            if plan.channel_axis is not None:
+                low, high = (int(bound) for bound in plan.out_channel_bounds[branch : branch + 2])
+                region[plan.channel_axis] = slice(low, high)
+            target.write(tuple(region), tree.root.mean(plan.target.dtype))
+
+
+def collect_details(plan: Plan, receipts: dict[int, dict[str, Any]]) -> dict[str, xr.Variable]:
+    """What the compute function returned beside its arrays, as variables along ``trial`` (and channel block).
+
+    A trial that lacks a detail holds NaN, or an empty string. Details that differ in shape are kept as JSON text.
+    """
+    cells: dict[str, dict[tuple[int, int], Any]] = {}
+    for number, receipt in receipts.items():
+        for position, found in receipt.get("details", {}).items():
+            for key, value in decode(found, {}, strict=False).items():
+                cells.setdefault(key, {})[int(position), number % plan.n_branches] = value
+    variables = {}
+    for key, values in cells.items():
+        arrays = [np.asarray(value) for value in values.values()]
+        alike = len({array.shape for array in arrays}) == 1 and all(array.dtype.kind in "biufcU" for array in arrays)
+        if not alike:
+            arrays = [np.asarray(json.dumps(encode(value, key, None))) for value in values.values()]
+        dtype = np.result_type(*arrays)
+        if len(values) < plan.n_trials * plan.n_branches and dtype.kind in "biu":
+            dtype = np.dtype(np.float64)
+        missing: Any = "" if dtype.kind == "U" else np.nan
+        column = np.full((plan.n_trials, plan.n_branches, *arrays[0].shape), missing if dtype.kind not in "biu" else 0, dtype)
+        for place, array in zip(values, arrays, strict=True):
+            column[place] = array
+        dims = [TRIAL if plan.keeptrials else f"{key}_trial", "channel_block"]
+        dims += [f"{key}_{axis}" for axis in range(arrays[0].ndim)]
+        if plan.n_branches == 1:
+            column, dims = column[:, 0], [dims[0], *dims[2:]]
+        if plan.target.kind == "single" and plan.keeptrials:
+            column, dims = column[0], dims[1:]
+        variables[key] = xr.Variable(dims, column, {ROLE: "detail"})
+    return variables
+
+
+def _facts(plan: Plan) -> PlanFacts:
+    return PlanFacts(
+        name=plan.name, layout=plan.layout, kind=plan.target.kind, variable_dims=plan.dims,
+        stack_axis=plan.stack_axis, trial_axis=plan.trial_axis, axis=plan.axis, out_shape=plan.out_shape,
+        channel_axis=plan.channel_axis, chunk_shape=plan.chunk_shape, dtype=plan.out_dtype,
+        fill_value=plan.target.fill_value, keeptrials=plan.keeptrials,
+    )
+
+
+_blas_lock = threading.Lock()
+_blas_users = 0
+_blas_limit: Any = None
+
+
+@contextmanager
+def one_blas_thread() -> Iterator[None]:
+    """Keep linear algebra to one thread while any block computes: blocks are what runs side by side.
+
+    The limit belongs to the process, so the first block to enter sets it and the last to leave lifts it.
+    """
+    global _blas_users, _blas_limit
+    with _blas_lock:
+        if _blas_users == 0:
+            _blas_limit = ThreadpoolController().limit(limits=1, user_api="blas")
+            _blas_limit.__enter__()
+        _blas_users += 1
+    try:
+        yield
+    finally:
+        with _blas_lock:
+            _blas_users -= 1
+            if _blas_users == 0:
+                _blas_limit.__exit__(None, None, None)

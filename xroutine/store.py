@@ -1,0 +1,353 @@
+"""Targets: allocated from a plan, written chunk by chunk, and committed by one last small write."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+import warnings
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import xarray as xr
+import zarr
+from zarr.abc.store import Store
+from zarr.codecs import BloscCodec, Crc32cCodec, ZstdCodec
+from zarr.core.sync import sync
+from zarr.errors import ZarrUserWarning
+from zarr.storage import FsspecStore, LocalStore, MemoryStore
+
+from xroutine.errors import StoreError, TargetExistsError, UnfinishedError
+from xroutine.plan import Plan
+from xroutine.record import dumps, loads
+
+FORMAT = 1
+MARK = "xroutine"
+LEDGER = "ledger/receipt"
+_LEDGER_CHUNK = 1024
+_SECONDS_BETWEEN_RECORDS = 2.0
+
+Location = str | os.PathLike[str] | Store
+
+
+class Target(Protocol):
+    """Where blocks are written; the coordinator alone writes metadata."""
+
+    name: str
+
+    @property
+    def in_memory(self) -> bool: ...
+    @property
+    def complete(self) -> bool: ...
+    @property
+    def receipts(self) -> dict[int, dict[str, Any]]: ...
+    def write(self, region: tuple[slice, ...], values: np.ndarray[Any, Any]) -> None: ...
+    def record(self, number: int, receipt: dict[str, Any]) -> None: ...
+    def flush(self) -> None: ...
+    def commit(self, labels: xr.Dataset, signal: dict[str, Any], rename: Mapping[str, str]) -> xr.Dataset: ...
+
+
+class MemoryTarget:
+    """A result that stays in this process, as a NumPy array."""
+
+    in_memory = True
+    complete = False
+
+    def __init__(self, plan: Plan) -> None:
+        self.name, self.dims = plan.name, plan.target.dims
+        self.array = np.full(plan.target.shape, plan.target.fill_value, plan.target.dtype)
+        self.receipts: dict[int, dict[str, Any]] = {}
+
+    def write(self, region: tuple[slice, ...], values: np.ndarray[Any, Any]) -> None:
+        self.array[region] = values
+
+    def record(self, number: int, receipt: dict[str, Any]) -> None:
+        self.receipts[number] = receipt
+
+    def flush(self) -> None:
+        pass
+
+    def commit(self, labels: xr.Dataset, signal: dict[str, Any], rename: Mapping[str, str]) -> xr.Dataset:
+        dims = tuple(rename.get(dim, dim) for dim in self.dims)
+        return labels.assign({self.name: xr.Variable(dims, self.array, signal)})[[self.name, *labels.data_vars]]
+
+
+class ZarrTarget:
+    """A group in a Zarr store: the signal, its labels, and the ledger of finished blocks."""
+
+    def __init__(self, store: Store, name: str, complete: bool = False) -> None:
+        self.store, self.name, self.complete = store, name, complete
+        self.receipts: dict[int, dict[str, Any]] = {}
+        self._fresh: set[int] = set()
+        self._recorded = time.monotonic()
+        self._array: zarr.Array[Any] | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        # A worker gets the recipe only, and opens the array once.
+        return {"store": self.store, "name": self.name}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__init__(**state)  # type: ignore[misc]
+
+    @property
+    def in_memory(self) -> bool:
+        return isinstance(self.store, MemoryStore)
+
+    @property
+    def array(self) -> zarr.Array[Any]:
+        if self._array is None:
+            # Without this setting, which is not stored, chunks that equal the fill value are not written,
+            # and a finished block could not be told from a missing one.
+            config: Any = {"write_empty_chunks": True}
+            self._array = zarr.open_array(self.store, path=self.name, mode="r+", config=config)
+        return self._array
+
+    def variable(self) -> xr.Variable:
+        """The stored signal, lazily opened."""
+        return xr.open_zarr(self.store, chunks=None, consolidated=False)[self.name].variable
+
+    def write(self, region: tuple[slice, ...], values: np.ndarray[Any, Any]) -> None:
+        self.array[region] = values
+
+    def record(self, number: int, receipt: dict[str, Any]) -> None:
+        """Note a finished block; what has gathered is written every few seconds, or by `flush`."""
+        self.receipts[number] = receipt
+        self._fresh.add(number)
+        if time.monotonic() - self._recorded > _SECONDS_BETWEEN_RECORDS:
+            self.flush()
+
+    def flush(self) -> None:
+        if not self._fresh:
+            return
+        ledger = zarr.open_array(self.store, path=LEDGER, mode="r+")
+        for part in sorted({number // _LEDGER_CHUNK for number in self._fresh}):
+            numbers = range(part * _LEDGER_CHUNK, min((part + 1) * _LEDGER_CHUNK, ledger.shape[0]))
+            texts = [json.dumps(self.receipts[n], allow_nan=False) if n in self.receipts else "" for n in numbers]
+            ledger[numbers.start : numbers.stop] = np.array(texts, dtype=object)
+        self._fresh.clear()
+        self._recorded = time.monotonic()
+
+    def commit(self, labels: xr.Dataset, signal: dict[str, Any], rename: Mapping[str, str]) -> xr.Dataset:
+        """Write labels and attributes; the last write, of the root's metadata, makes the result complete."""
+        self.flush()
+        array = zarr.open_array(self.store, path=self.name, mode="r+")
+        array.attrs.update(signal)
+        if rename:
+            _rename_dims(self.store, self.name, rename)
+        mark = zarr.open_group(self.store, mode="r", use_consolidated=False).attrs[MARK]
+        # xarray replaces the root's attributes; the mark has to be among them at every moment.
+        write_dataset(self.store, labels.drop_attrs(deep=False).assign_attrs({MARK: mark}))
+        with warnings.catch_warnings():
+            # Consolidated metadata is an extension that xarray, zarr-python and others read.
+            warnings.filterwarnings("ignore", "Consolidated metadata", ZarrUserWarning)
+            group = zarr.consolidate_metadata(self.store)
+        group.attrs.update({**labels.attrs, MARK: dumps({**loads(mark, MARK), "status": "complete"})})
+        return open_dataset(self.store)
+
+
+def locate(out: Location, storage_options: Mapping[str, Any] | None = None) -> Store:
+    """The store at a path, a URL, or the store itself.
+
+    Raises
+    ------
+    StoreError
+        Where `out` is none of these, or is a file.
+    """
+    if isinstance(out, Store):
+        if storage_options:
+            raise StoreError("storage_options= go with a URL; a store was given")
+        return out
+    if not isinstance(out, (str, os.PathLike)):
+        raise StoreError(f"expected a path, a URL or a zarr store, got {type(out).__name__}")
+    text = os.fspath(out)
+    if "://" in text and not text.startswith("file://"):
+        return FsspecStore.from_url(text, storage_options=dict(storage_options or {}))
+    if storage_options:
+        raise StoreError(f"storage_options= go with a URL; {text!r} is a local path")
+    path = Path(text.removeprefix("file://")).expanduser().absolute()
+    if path.is_file():
+        raise StoreError(f"{path} is a file: expected a folder that holds, or shall hold, a Zarr store")
+    return LocalStore(path)
+
+
+def allocate(
+    store: Store, plan: Plan, identity: Mapping[str, Any], overwrite: bool, compressors: Any, labels: xr.Dataset
+) -> ZarrTarget:
+    """The target of a plan: made anew, or as an earlier run of the same plan left it.
+
+    Raises
+    ------
+    TargetExistsError
+        Where the store holds something else; the message lists what differs.
+    """
+    check_storable(labels)
+    present = inspect(store)
+    if present is not None and not overwrite:
+        old = present.get("plan", {})
+        differing = [key for key in sorted({*old, *identity}) if old.get(key) != identity.get(key)]
+        if differing:
+            listed = "\n".join(f"  {key}: {_short(old.get(key))} there, {_short(identity.get(key))} now" for key in differing)
+            raise TargetExistsError(
+                f"{store} holds another result ({present['status']}); what differs:\n{listed}\n"
+                f"Give another out=, or overwrite=True to start afresh"
+            )
+        target = ZarrTarget(store, plan.name, present["status"] == "complete")
+        target.receipts = read_ledger(store, len(plan))
+        return target
+    layout = plan.target
+    mark = {"format": FORMAT, "status": "running", "variable": plan.name, "blocks": len(plan), "plan": dict(identity)}
+    root = zarr.create_group(store, overwrite=overwrite, zarr_format=3, attributes={MARK: dumps(mark)})
+    root.create_array(
+        plan.name, shape=layout.shape, chunks=layout.chunks or "auto", dtype=layout.dtype,
+        fill_value=layout.fill_value, dimension_names=layout.dims, compressors=with_checksum(compressors, layout.dtype),
+    )
+    ledger = zarr.create_group(store, path=LEDGER.partition("/")[0], zarr_format=3)
+    ledger.create_array(
+        LEDGER.partition("/")[2], shape=(len(plan),), chunks=(min(_LEDGER_CHUNK, len(plan)),), dtype="string",
+        fill_value="", dimension_names=("block",), compressors=[ZstdCodec(checksum=True)],
+    )
+    return ZarrTarget(store, plan.name)
+
+
+def with_checksum(compressors: Any, dtype: np.dtype[Any]) -> list[Any]:
+    """The codecs asked for, with a checksum: zstd's own where zstd ends them, crc32c otherwise.
+
+    The default, LZ4 on shuffled bits, was the fastest of those that make float recordings smaller; see
+    ``docs/architecture.md``.
+    """
+    if isinstance(compressors, str) and compressors == "auto":
+        codecs: list[Any] = [BloscCodec(typesize=dtype.itemsize, cname="lz4", clevel=5, shuffle="bitshuffle")]
+    elif compressors is None:
+        codecs = []
+    else:
+        codecs = list(compressors) if isinstance(compressors, Iterable) else [compressors]
+    if codecs and isinstance(codecs[-1], ZstdCodec):
+        return [*codecs[:-1], ZstdCodec(level=codecs[-1].level, checksum=True)]
+    if codecs and isinstance(codecs[-1], Crc32cCodec):
+        return codecs
+    return [*codecs, Crc32cCodec()]
+
+
+def check_storable(labels: xr.Dataset) -> None:
+    """Raise for labels that Zarr has no dtype for."""
+    for name, coord in labels.variables.items():
+        if coord.dtype == object and not all(isinstance(value, str) for value in coord.values.flat):
+            kinds = sorted({type(value).__name__ for value in coord.values.flat})
+            raise StoreError(f"labels {name!r} hold objects ({', '.join(kinds)}): make them all strings or all numbers")
+
+
+def write_dataset(store: Store, dataset: xr.Dataset) -> None:
+    """Write labels and other small variables into the root of a store, a chunk and a checksum each."""
+    plain = dataset.drop_encoding()
+    for name, variable in plain.variables.items():
+        if variable.dtype.kind == "U":
+            # Zarr v3 has a specified dtype for strings of any length, none yet for NumPy's fixed-length ones.
+            plain = plain.assign_coords({name: variable.astype(object)}) if name in plain.coords else plain.assign(
+                {name: variable.astype(object)}
+            )
+    codecs = {"compressors": [ZstdCodec(checksum=True)]}
+    encoding = {
+        name: {**codecs, **({"chunks": variable.shape} if variable.ndim and variable.size else {})}
+        for name, variable in plain.variables.items()
+    }
+    plain.to_zarr(store, mode="a", consolidated=False, encoding=encoding, zarr_format=3)
+
+
+def inspect(store: Store) -> dict[str, Any] | None:
+    """What xroutine noted in the root of a store; None where nothing is there.
+
+    Raises
+    ------
+    StoreError
+        Where something else is there.
+    """
+    try:
+        group = zarr.open_group(store, mode="r", use_consolidated=False)
+    except FileNotFoundError:
+        if isinstance(store, LocalStore) and store.root.is_dir() and any(store.root.iterdir()):
+            raise TargetExistsError(f"{store.root} is a folder with other things in it, and no Zarr group") from None
+        return None
+    if MARK not in group.attrs:
+        raise TargetExistsError(
+            f"{store} holds a Zarr group that was not made by xroutine; as input, open it with xarray.open_zarr and use "
+            f"its .trials; as target, give another out="
+        )
+    mark = loads(group.attrs[MARK], MARK)
+    if mark.get("format") != FORMAT or not {"status", "variable", "blocks"} <= set(mark):
+        raise StoreError(f"{store}: format {mark.get('format')!r} is not one this xroutine reads ({FORMAT})")
+    return mark
+
+
+def read_ledger(store: Store, blocks: int) -> dict[int, dict[str, Any]]:
+    """Receipts of the finished blocks, by number."""
+    ledger = zarr.open_array(store, path=LEDGER, mode="r")
+    if ledger.shape != (blocks,):
+        raise StoreError(f"{store}: the ledger has {ledger.shape} entries for {blocks} blocks")
+    texts = np.asarray(ledger[:])
+    return {number: loads(str(text), LEDGER) for number, text in enumerate(texts) if str(text)}
+
+
+def open_dataset(
+    location: Location, *, unfinished: bool = False, storage_options: Mapping[str, Any] | None = None
+) -> xr.Dataset:
+    """Open what xroutine wrote, lazily.
+
+    Parameters
+    ----------
+    location : path, URL or zarr store
+    unfinished : bool
+        Open a target whose run has not been completed: what is missing holds the fill value, and there are no labels.
+    storage_options : mapping, optional
+        Options for a URL's file system.
+
+    Returns
+    -------
+    xarray.Dataset
+        Labels in memory, the signal still in the store.
+
+    Raises
+    ------
+    FileNotFoundError
+        Where there is nothing.
+    StoreError
+        Where the store was not made by xroutine.
+    UnfinishedError
+        Where the run has not been completed; the message tells how far it got.
+    """
+    store = locate(location, storage_options)
+    mark = inspect(store)
+    if mark is None:
+        raise FileNotFoundError(f"there is no Zarr store at {store}")
+    if mark["status"] != "complete" and not unfinished:
+        done = len(read_ledger(store, mark["blocks"]))
+        raise UnfinishedError(
+            f"{store} is unfinished: {done} of {mark['blocks']} blocks are there. Run the same call again to go on, or "
+            f"open it as it is with unfinished=True"
+        )
+    dataset = xr.open_zarr(store, chunks=None, consolidated=mark["status"] == "complete")
+    dataset.encoding["source"] = str(store)
+    for name in dataset.coords:
+        dataset[name].load()
+    return dataset
+
+
+def _rename_dims(store: Store, name: str, rename: Mapping[str, str]) -> None:
+    # Dimension names are part of an array's metadata, which zarr's public interface cannot change once it is made.
+    from zarr.core.buffer import default_buffer_prototype
+
+    prototype = default_buffer_prototype()
+    key = f"{name}/zarr.json"
+    raw = sync(store.get(key, prototype))
+    assert raw is not None
+    metadata = json.loads(raw.to_bytes())
+    metadata["dimension_names"] = [rename.get(dim, dim) for dim in metadata["dimension_names"]]
+    sync(store.set(key, prototype.buffer.from_bytes(json.dumps(metadata).encode())))
+
+
+def _short(value: Any) -> str:
+    text = json.dumps(value, ensure_ascii=False) if value is not None else "nothing"
+    return text if len(text) < 120 else f"{text[:80]}...{text[-30:]}"
+
+
