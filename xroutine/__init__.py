@@ -9,7 +9,7 @@ from xroutine.create import cut, from_arrays
 from xroutine.plan import Plan
 from xroutine.replay import replay
 from xroutine.routine import ComputationalRoutine, routine
-from xroutine.store import open_dataset as open
+from xroutine.store import open_dataset as open  # noqa: A004  # a module's own `open`, as in xarray and zarr
 from xroutine.verify import verify
 
 __version__ = _version("xroutine")

@@ -45,8 +45,7 @@ def per_trial(values: Sequence[Any] | np.ndarray[Any, Any]) -> PerTrial:
     --------
     >>> import numpy as np, xroutine as xrt
     >>> ds = xrt.from_arrays([np.ones((2, 1))] * 3, samplerate=1.0)
-    >>> scaled = ds.trials.map(lambda trial, gain: trial * gain, xrt.per_trial([1.0, 2.0, 3.0]))
-    >>> scaled.data[:, 0, 0].values
+    >>> ds.trials.map(np.multiply, xrt.per_trial([1.0, 2.0, 3.0])).multiply[:, 0, 0].values
     array([1., 2., 3.])
     """
     if isinstance(values, (str, bytes, Mapping)) or not hasattr(values, "__len__"):
@@ -116,6 +115,16 @@ class Call:
         return name_of(self.function).rpartition(":")[2].rpartition(".")[2]
 
     @property
+    def positional(self) -> dict[str, Any]:
+        """Positional arguments by the names that the function gives them."""
+        try:
+            names = list(inspect.signature(self.function).parameters)[1:]
+        except (ValueError, TypeError):
+            names = []
+        names += [f"argument {position}" for position in range(len(names), len(self.argv))]
+        return dict(zip(names, self.argv, strict=False))
+
+    @property
     def varies(self) -> bool:
         """Whether any argument differs from trial to trial."""
         return any(isinstance(value, PerTrial) for value in (*self.argv, *self.kwargs.values()))
@@ -153,7 +162,8 @@ def name_of(function: Any) -> str:
     """Importable name, ``module:qualified.name``, of a function or class."""
     inner = getattr(function, "func", function)  # functools.partial
     module = getattr(inner, "__module__", None) or type(inner).__module__
-    return f"{module}:{getattr(inner, '__qualname__', type(inner).__qualname__)}"
+    name = getattr(inner, "__qualname__", None) or getattr(inner, "__name__", None) or type(inner).__qualname__
+    return f"{module}:{name}"
 
 
 def split_details(result: Any) -> tuple[np.ndarray[Any, Any], dict[str, Any]]:

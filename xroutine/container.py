@@ -107,7 +107,9 @@ class Trials:
         stored = zip(self.view.stored_dims, self.dims, dims, strict=True)
         new = {was: name for kept, was, name in stored if was != name and kept == was}
         self._dataset = self.dataset.rename(new)
-        if self.view.layout == "ragged" and self.view.stack != (stack := list(dims)[self.dims.index(str(self.view.stack))]):
+        if self.view.layout == "ragged" and self.view.stack != (
+            stack := list(dims)[self.dims.index(str(self.view.stack))]
+        ):
             self._set_attr("stacked_dim", stack)
 
     dimord = dims
@@ -120,12 +122,12 @@ class Trials:
     @property
     def channel(self) -> np.ndarray[Any, Any] | None:
         """Channel labels."""
-        coord = self.dataset.coords.get(CHANNEL)
-        return None if coord is None else np.asarray(coord.values)
+        return np.asarray(self.dataset.coords[CHANNEL].values) if CHANNEL in self.dataset.coords else None
 
     @channel.setter
-    def channel(self, names: Sequence[Any]) -> None:
-        self._set_coord(CHANNEL, names)
+    def channel(self, names: Sequence[Any] | np.ndarray[Any, Any] | None) -> None:
+        if names is not None:
+            self._set_coord(CHANNEL, names)
 
     @property
     def samplerate(self) -> float | None:
@@ -155,12 +157,21 @@ class Trials:
     @trialdefinition.setter
     def trialdefinition(self, table: Any) -> None:
         found, rows = self.view, np.asarray(table)
-        if rows.ndim != 2 or rows.shape[1] < 3 or not len(rows) or not np.array_equal(rows[:, :3], rows[:, :3].astype(int)):
-            raise TrialsError(f"trialdefinition: expected integers of shape (n, 3) or wider, got {rows.dtype} {rows.shape}")
+        if (
+            rows.ndim != 2
+            or rows.shape[1] < 3
+            or not len(rows)
+            or not np.array_equal(rows[:, :3], rows[:, :3].astype(int))
+        ):
+            raise TrialsError(
+                f"trialdefinition: expected integers of shape (n, 3) or wider, got {rows.dtype} {rows.shape}"
+            )
         if found.layout == "single" and len(rows) > 1:  # an average of trials that lie alike
             rows = np.unique(np.column_stack([rows[:, 1] - rows[:, 0], rows[:, 2]]), axis=0)
             if len(rows) > 1:
-                raise TrialsError("trialdefinition: one row is expected, or rows of one length and offset, for an average")
+                raise TrialsError(
+                    "trialdefinition: one row is expected, or rows of one length and offset, for an average"
+                )
             rows = np.array([[0, rows[0, 0], rows[0, 1]]])
         if len(rows) != len(found):
             raise TrialsError(f"trialdefinition: {len(rows)} rows for {len(found)} trials")
@@ -169,7 +180,7 @@ class Trials:
             bad = np.flatnonzero(size != found.size)
             if bad.size:
                 raise TrialsError(
-                    f"trialdefinition: trial {bad[0]} has {size[bad[0]]} rows there, but {found.size[bad[0]]} in the data"
+                    f"trialdefinition: trial {bad[0]} has {size[bad[0]]} rows there, {found.size[bad[0]]} in the data"
                 )
             offset = rows[:, 2].astype(np.int64)
             if found.layout != "ragged":
@@ -195,7 +206,8 @@ class Trials:
 
     @trialinfo.setter
     def trialinfo(self, info: Mapping[str, Any] | pd.DataFrame) -> None:
-        self._dataset = self.dataset.assign_coords({str(key): (TRIAL, np.asarray(info[key])) for key in info})
+        columns = {str(key): (TRIAL, np.asarray(column)) for key, column in info.items()}
+        self._dataset = self.dataset.assign_coords(columns)
 
     @property
     def selection(self) -> None:
@@ -248,7 +260,9 @@ class Trials:
     def _set_coord(self, dim: str, values: Any) -> None:
         found = self.view
         if dim not in found.dims or (found.layout == "ragged" and dim == found.stack):
-            raise AttributeError(f"cannot set {dim!r}: the trials' dims are {found.dims}; set .dims to call them otherwise")
+            raise AttributeError(
+                f"cannot set {dim!r}: the trials' dims are {found.dims}; set .dims to call them otherwise"
+            )
         self._dataset = self.dataset.assign_coords({dim: (dim, labels(values, dim, found.variable.sizes[dim]))})
 
     def _set_attr(self, key: str, value: Any) -> None:

@@ -137,7 +137,9 @@ def cut(
     samplerate = check_samplerate(recording.attrs["samplerate"], "attribute `samplerate` of the recording")
     table = np.asarray(trialdefinition)
     if table.ndim != 2 or table.shape[1] < 3 or not len(table) or table.dtype.kind not in "iuf":
-        raise TrialsError(f"trialdefinition: expected integers of shape (n, 3) or wider, got {table.dtype} {table.shape}")
+        raise TrialsError(
+            f"trialdefinition: expected integers of shape (n, 3) or wider, got {table.dtype} {table.shape}"
+        )
     start, stop, offset = (_integers(table[:, column], "trialdefinition", len(table)) for column in range(3))
     rows = recording.sizes[TIME]
     bad = np.flatnonzero((start < 0) | (stop <= start) | (stop > rows))

@@ -22,9 +22,7 @@ class _Padded(BackendArray):
         self.dtype = view.variable.dtype
 
     def __getitem__(self, key: indexing.ExplicitIndexer) -> Any:
-        return indexing.explicit_indexing_adapter(
-            key, self.shape, indexing.IndexingSupport.BASIC, self._read
-        )
+        return indexing.explicit_indexing_adapter(key, self.shape, indexing.IndexingSupport.BASIC, self._read)
 
     def _read(self, key: tuple[Any, ...]) -> Any:
         trials, rest = key[0], key[1:]
@@ -39,9 +37,9 @@ class _Padded(BackendArray):
         out = np.full(self.shape[1:], self.fill_value, self.dtype)
         start = int(self.first[position])
         rows = slice(start, start + int(view.size[position]))
-        out[tuple(rows if dim == view.stack else slice(None) for dim in view.dims)] = (
-            view.variable.isel(view.region(position)).values
-        )
+        out[tuple(rows if dim == view.stack else slice(None) for dim in view.dims)] = view.variable.isel(
+            view.region(position)
+        ).values
         return out
 
 
@@ -62,7 +60,9 @@ def to_dense(view: View, fill_value: Any = np.nan) -> xr.Dataset:
     same_size = (view.size == view.size[0]).all()
     same_offset = view.offset is None or (view.offset == view.offset[0]).all()
     if not (same_size and same_offset) and not _holds(dtype, filled):
-        raise TrialsError(f"fill_value={fill_value!r} cannot be stored as {dtype}: give one that can, or cast the signal")
+        raise TrialsError(
+            f"fill_value={fill_value!r} cannot be stored as {dtype}: give one that can, or cast the signal"
+        )
     first = np.zeros(len(view), np.int64) if view.offset is None else view.offset - view.offset.min()
     rows = int((first + view.size).max())
     padded = _Padded(view, first, rows, filled if _holds(dtype, filled) else 0)

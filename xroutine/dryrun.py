@@ -65,7 +65,7 @@ def dry_run(call: Call, shape: Shape, dtype: np.dtype[Any], index: int = 0) -> t
             output = None
         if output is None:
             raise DryRunError(
-                f"{call.name} with noCompute=True: expected (shape, dtype), got {answer!r} for an input of shape {shape}"
+                f"{call.name} with noCompute=True: expected (shape, dtype), got {answer!r} for a trial of shape {shape}"
             )
     else:
         try:
@@ -102,9 +102,7 @@ def dry_runs(call: Call, size: IntArray, shape_of: Any, dtype: np.dtype[Any]) ->
     sizes, kind = np.unique(size, return_inverse=True)
     codes = _argument_codes(call, len(size))
     if codes is not None:
-        pairs, first, kind = np.unique(
-            kind * (codes.max() + 1) + codes, return_index=True, return_inverse=True
-        )
+        _, first, kind = np.unique(kind * (codes.max() + 1) + codes, return_index=True, return_inverse=True)
         distinct = [(int(size[index]), int(index)) for index in first]
     else:
         distinct = [(int(rows), 0) for rows in sizes]

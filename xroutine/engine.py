@@ -11,10 +11,10 @@ from functools import lru_cache, partial
 from typing import Any, Protocol
 
 import cloudpickle
-import dask
+import dask.config
 import dask.multiprocessing
 import psutil
-from dask.base import get_scheduler
+from dask.base import compute, get_scheduler, is_dask_collection
 from dask.callbacks import Callback
 from dask.delayed import delayed
 from distributed import Client, Future, as_completed
@@ -57,7 +57,7 @@ class Serial:
     def run(self, title: str, work: Work, blocks: Iterable[Block], attach: Attach, done: Done) -> None:
         for block in blocks:
             regions = attach(block)
-            done(work(block, None if regions is None else list(dask.compute(*regions, scheduler="synchronous"))))
+            done(work(block, None if regions is None else list(compute(*regions, scheduler="synchronous"))))
 
 
 @dataclass(frozen=True)
@@ -95,7 +95,7 @@ class Local:
                 state["cache"][key] = None
 
         with Callback(posttask=collect):
-            dask.compute(*tasks(), scheduler=self.scheduler, optimize_graph=True)
+            compute(*tasks(), scheduler=self.scheduler, optimize_graph=True)
 
 
 @dataclass(frozen=True)
@@ -114,7 +114,9 @@ class Cluster:
     def memory(self) -> tuple[int, str]:
         limits = [worker["memory_limit"] for worker in self.client.scheduler_info()["workers"].values()]
         if not limits:
-            raise PlanError("the active distributed.Client has no workers: scale the cluster up, or give parallel=False")
+            raise PlanError(
+                "the active distributed.Client has no workers: scale the cluster up, or give parallel=False"
+            )
         known = [limit for limit in limits if limit]
         return (min(known), "on a worker") if known else _free_memory()
 
@@ -145,12 +147,12 @@ class Cluster:
             self.client.cancel(list(running.futures))
             raise
 
-    def _place(self, regions: list[Any] | None) -> list[Future] | None:
+    def _place(self, regions: list[Any] | None) -> list[Future[Any]] | None:
         """Make regions that cannot be read on a worker available there, as futures that the task depends on."""
         if regions is None:
             return None
         return [
-            self.client.compute(region) if dask.is_dask_collection(region) else self.client.scatter(region, hash=False)
+            self.client.compute(region) if is_dask_collection(region) else self.client.scatter(region, hash=False)
             for region in regions
         ]
 
@@ -188,7 +190,7 @@ class _Sealed:
     def __call__(self, block: Block, regions: Any) -> Any:
         try:
             return _open(self.payload)(block, regions)
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001  # whatever the compute function raises
             raise _portable(error) from error.__cause__
 
 
@@ -205,9 +207,9 @@ def _sealed(work: Work) -> Work:
 def _portable(error: Exception) -> Exception:
     """The same exception where it survives the way back to the caller; else one that tells what it was."""
     try:
-        if type(pickle.loads(pickle.dumps(error))) is type(error):
+        if type(pickle.loads(pickle.dumps(error))) is type(error):  # noqa: S301  # our own bytes
             return error
-    except Exception:  # noqa: S110, BLE001  # any failure means the same: it does not survive
+    except Exception:  # noqa: BLE001, S110  # any failure means the same: it does not survive
         pass
     lost = RuntimeError("".join(traceback.format_exception(error)).rstrip())
     for note in getattr(error, "__notes__", []):

@@ -9,7 +9,7 @@ import numpy as np
 import xarray as xr
 
 from xroutine.errors import PlanError
-from xroutine.plan import Plan, keeps_time
+from xroutine.plan import Plan, kept_offset
 from xroutine.trials import SAMPLE, TIME, TRIAL, View, seconds
 
 
@@ -29,14 +29,12 @@ def result_labels(view: View, plan: Plan, coords: Mapping[str, Any] | None = Non
         Where given labels do not fit the output.
     """
     target = plan.target
-    sizes = {dim: size for dim, size in zip(plan.out_dims, plan.out_shape, strict=True)}
+    sizes = dict(zip(plan.out_dims, plan.out_shape, strict=True))
     if target.kind == "ragged":
         del sizes[plan.out_dims[plan.axis]]
     before = dict(zip(view.dims, plan.input_shape, strict=True))
     kept = {dim for dim, size in sizes.items() if before.get(dim) == size and dim != TIME}
-    out: dict[Hashable, Any] = {
-        name: coord for name, coord in view.labels.items() if set(map(str, coord.dims)) <= kept
-    }
+    out: dict[Hashable, Any] = {name: coord for name, coord in view.labels.items() if set(map(str, coord.dims)) <= kept}
     attrs: dict[str, Any] = {}
     if target.kind != "single":
         out[TRIAL] = (TRIAL, plan.trial)
@@ -45,15 +43,16 @@ def result_labels(view: View, plan: Plan, coords: Mapping[str, Any] | None = Non
         out["row_start"], out["row_size"] = (TRIAL, target.row_start), (TRIAL, target.row_size)
         if plan.out_dims[plan.axis] != TIME:
             attrs["stacked_dim"] = plan.out_dims[plan.axis]
-    if keeps_time(view, plan.out_dims, plan.width) and view.offset is not None:
+    offset = kept_offset(view, plan.out_dims, plan.width)
+    if offset is not None:
         if target.kind != "single":
-            out["offset"] = (TRIAL, view.offset)
+            out["offset"] = (TRIAL, offset)
         if view.samplerate is not None:
             attrs["samplerate"] = view.samplerate
         if target.kind != "ragged":
             out |= {name: coord for name, coord in view.labels.items() if TIME in coord.dims}
             if TIME not in out and view.samplerate is not None:
-                out[TIME] = (TIME, seconds(int(view.offset[0]), sizes[TIME], view.samplerate), {"units": "s"})
+                out[TIME] = (TIME, seconds(int(offset[0]), sizes[TIME], view.samplerate), {"units": "s"})
     out |= {str(name): _given(str(name), value, sizes) for name, value in (coords or {}).items()}
     return xr.Dataset(coords=out, attrs=attrs)
 

@@ -92,7 +92,8 @@ def row_starts(size: IntArray, bounds: IntArray, chunk: int) -> IntArray:
     room = -(-rows // chunk) * chunk
     block_start = np.cumsum(room) - room
     inside = np.cumsum(size) - size
-    return inside + np.repeat(block_start - inside[bounds[:-1]], np.diff(bounds))
+    starts: IntArray = inside + np.repeat(block_start - inside[bounds[:-1]], np.diff(bounds))
+    return starts
 
 
 def prove_one_owner(start: IntArray, stop: IntArray, chunk: int, length: int, dim: str) -> None:

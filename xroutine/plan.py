@@ -192,8 +192,21 @@ class Plan:
             piece, row = np.zeros(last - first, np.int64), np.arange(last - first)
         shape, slot, writes = self._output(leaf, branch)
         return Block(
-            number, leaf, branch, first, self.trial[here], f"channels {low}-{high - 1}" if high > low else "",
-            self.call.at(first, last), reads, piece, row, size, shape, slot, width, writes,
+            number,
+            leaf,
+            branch,
+            first,
+            self.trial[here],
+            f"channels {low}-{high - 1}" if high > low else "",
+            self.call.at(first, last),
+            reads,
+            piece,
+            row,
+            size,
+            shape,
+            slot,
+            width,
+            writes,
         )
 
     def _output(self, leaf: int, branch: int) -> tuple[Shape, IntArray, tuple[slice, ...] | None]:
@@ -211,7 +224,8 @@ class Plan:
         if self.target.kind == "dense":
             return (last - first, *one), count, (slice(first, last), *region)
         starts = self.target.row_start
-        assert starts is not None
+        if starts is None:
+            raise PlanError(f"a {self.target.kind} target has no rows")
         begin = int(starts[first])
         end = int(starts[last]) if last < self.n_trials else self.target.shape[self.axis]
         one[self.axis], region[self.axis] = end - begin, slice(begin, end)
@@ -230,8 +244,8 @@ class Plan:
         """
         if self.block_nbytes > share * available:
             raise NotEnoughMemoryError(
-                f"the largest block takes about {nbytes_text(self.block_nbytes)}, more than mem_thresh={share:g} of the "
-                f"{nbytes_text(available)} available {where}: give a smaller block_size= (now trials of up to "
+                f"the largest block takes about {nbytes_text(self.block_nbytes)}, more than mem_thresh={share:g} of "
+                f"the {nbytes_text(available)} available {where}: give a smaller block_size= (now trials of up to "
                 f"{int(self.size.max())} rows in blocks of up to {int(np.diff(self.trial_bounds).max())} trials), "
                 f"split the channels with chan_per_worker=, or raise mem_thresh="
             )
@@ -244,7 +258,8 @@ class Plan:
         unused = 0 if target.row_size is None else target.shape[self.axis] - int(target.row_size.sum())
         lines = [
             f"{self.name}: {self.n_trials:,} trials of {sizes} rows{channels} in {len(self):,} "
-            f"block{'s' * (len(self) != 1)}" + (f" ({self.n_branches} channel blocks each)" if self.n_branches > 1 else ""),
+            f"block{'s' * (len(self) != 1)}"
+            + (f" ({self.n_branches} channel blocks each)" if self.n_branches > 1 else ""),
             f"  reads   {self.variable} ({', '.join(self.dims)}) {self.dtype}, {self.layout}, "
             f"{nbytes_text(self.input_nbytes)}",
             f"  writes  ({shape}) {target.dtype}, {target.kind if self.keeptrials else 'average'}, "
@@ -256,9 +271,9 @@ class Plan:
         return "\n".join([*lines, f"  engine  {self.engine}"] if self.engine else lines)
 
 
-def keeps_time(view: View, dims: tuple[str, ...], width: IntArray) -> bool:
-    """Whether outputs of these dims and sizes have the input's samples along ``time``."""
-    return view.offset is not None and TIME in dims and np.array_equal(width, view.size)
+def kept_offset(view: View, dims: tuple[str, ...], width: IntArray) -> IntArray | None:
+    """Offsets of outputs that have the input's samples along ``time``; None for others."""
+    return view.offset if TIME in dims and np.array_equal(width, view.size) else None
 
 
 def nbytes_text(nbytes: float) -> str:
@@ -337,21 +352,31 @@ def make_plan(
         channel_axis, out_bounds = _follow_channels(view, call, answers, dims, shape_of, in_bounds)
         out_shape = tuple(int(out_bounds[-1]) if k == channel_axis else n for k, n in enumerate(out_shape))
         if axis == channel_axis and _unequal(answers, axis):
-            raise PlanError(f"trials cannot be stacked along {dims[axis]!r} and split along it, too: drop chan_per_worker=")
+            raise PlanError(
+                f"trials cannot be stacked along {dims[axis]!r} and split along it, too: drop chan_per_worker="
+            )
     width = answers.sizes(axis) if dims else np.ones(len(view), np.int64)
-    if not keeptrials and keeps_time(view, dims, width) and (view.offset != view.offset[0]).any():
+    offset = kept_offset(view, dims, width)
+    if not keeptrials and offset is not None and (offset != offset[0]).any():
         raise PlanError(
-            f"trials start at different offsets from their trigger ({view.offset.min()} to {view.offset.max()} samples): "
+            f"trials start at different offsets from their trigger ({offset.min()} to {offset.max()} samples): "
             f"averaging them (keeptrials=False) would mix latencies; select a common latency first"
         )
 
     row_nbytes = [
         int(np.prod([n for k, n in enumerate(shape) if dim_names[k] != along], dtype=np.int64)) * item
         for shape, dim_names, along, item in (
-            (shape_of(1, int(widths.max()) if channel_size is not None else None), view.dims, view.stack, dtype.itemsize),
+            (
+                shape_of(1, int(widths.max()) if channel_size is not None else None),
+                view.dims,
+                view.stack,
+                dtype.itemsize,
+            ),
             (
                 tuple(int(np.diff(out_bounds).max()) if k == channel_axis else n for k, n in enumerate(out_shape)),
-                dims, dims[axis] if dims else None, answers.dtype.itemsize,
+                dims,
+                dims[axis] if dims else None,
+                answers.dtype.itemsize,
             ),
         )
     ]
@@ -364,24 +389,48 @@ def make_plan(
         bounds = greedy_bounds(per_trial, block_size)
     else:
         bounds = even_bounds(per_trial, block_size, input_chunk if view.layout == "dense" else 1)
-    target = _target(kind, dims, axis, channel_axis, out_shape, out_bounds, width, bounds, answers.dtype, keeptrials, tight)
+    target = _target(
+        kind, dims, axis, channel_axis, out_shape, out_bounds, width, bounds, answers.dtype, keeptrials, tight
+    )
     held = np.add.reduceat(nbytes_in, bounds[:-1])
     held += np.add.reduceat(nbytes_out, bounds[:-1]) if keeptrials else 2 * nbytes_out.max()
     return Plan(
-        name=name, call=call, variable=view.name, layout=view.layout, dims=view.dims, dtype=dtype, stack=view.stack,
+        name=name,
+        call=call,
+        variable=view.name,
+        layout=view.layout,
+        dims=view.dims,
+        dtype=dtype,
+        stack=view.stack,
         trial_axis=view.variable.dims.index(TRIAL) if view.layout == "dense" else 0,
-        stack_axis=view.dims.index(view.stack) if view.stack else 0, channel_size=channel_size, trial=view.trial, start=view.start, size=view.size,
-        input_shape=view.shape(int(view.size.max())), input_chunk=input_chunk,
-        out_dims=dims, out_shape=out_shape, out_dtype=answers.dtype, axis=axis, channel_axis=channel_axis, width=width,
-        trial_bounds=bounds, channel_bounds=in_bounds, out_channel_bounds=out_bounds, keeptrials=keeptrials,
-        target=target, block_nbytes=int(held.max() + (nbytes_in + nbytes_out).max()),
+        stack_axis=view.dims.index(view.stack) if view.stack else 0,
+        channel_size=channel_size,
+        trial=view.trial,
+        start=view.start,
+        size=view.size,
+        input_shape=view.shape(int(view.size.max())),
+        input_chunk=input_chunk,
+        out_dims=dims,
+        out_shape=out_shape,
+        out_dtype=answers.dtype,
+        axis=axis,
+        channel_axis=channel_axis,
+        width=width,
+        trial_bounds=bounds,
+        channel_bounds=in_bounds,
+        out_channel_bounds=out_bounds,
+        keeptrials=keeptrials,
+        target=target,
+        block_nbytes=int(held.max() + (nbytes_in + nbytes_out).max()),
     )
 
 
 def _channels(view: View, chan_per_worker: int | None) -> tuple[int | None, IntArray]:
     if CHANNEL not in view.dims:
         if chan_per_worker is not None:
-            raise PlanError(f"chan_per_worker={chan_per_worker}: {view.name!r} has no `channel` dim, its dims are {view.dims}")
+            raise PlanError(
+                f"chan_per_worker={chan_per_worker}: {view.name!r} has no `channel` dim, its dims are {view.dims}"
+            )
         return None, np.array([0, 0], np.int64)
     if chan_per_worker is not None and (
         isinstance(chan_per_worker, bool) or not isinstance(chan_per_worker, (int, np.integer)) or chan_per_worker < 1
@@ -406,7 +455,9 @@ def _output_dims(
     if len(declared) != ndim:
         raise DryRunError(f"out_dims={declared} names {len(declared)} dimensions, {name} returns {ndim}")
     if len(set(declared)) != ndim or {TRIAL, SAMPLE} & set(declared):
-        raise PlanError(f"out_dims={declared}: expected distinct names of one trial's dims, without 'trial' and 'sample'")
+        raise PlanError(
+            f"out_dims={declared}: expected distinct names of one trial's dims, without 'trial' and 'sample'"
+        )
     return declared
 
 
@@ -414,14 +465,14 @@ def _unequal(answers: Answers, axis: int) -> bool:
     return len({shape[axis] for shape in answers.shapes}) > 1
 
 
-def _stacking_axis(
-    name: str, answers: Answers, dims: tuple[str, ...], wanted: int | None, keeptrials: bool
-) -> int:
+def _stacking_axis(name: str, answers: Answers, dims: tuple[str, ...], wanted: int | None, keeptrials: bool) -> int:
     """The output dimension along which trials are stacked: the wanted one, or the only one that differs."""
     if wanted is not None and not (
         isinstance(wanted, (int, np.integer)) and not isinstance(wanted, bool) and 0 <= wanted < max(len(dims), 1)
     ):
-        raise PlanError(f"out_stackingdim={wanted!r}: expected a dimension of the output, 0 to {len(dims) - 1} for {dims}")
+        raise PlanError(
+            f"out_stackingdim={wanted!r}: expected a dimension of the output, 0 to {len(dims) - 1} for {dims}"
+        )
     unequal = [axis for axis in range(len(dims)) if _unequal(answers, axis)]
     default = dims.index(TIME) if TIME in dims else 0
     axis = int(wanted) if wanted is not None else unequal[0] if unequal else default
@@ -435,8 +486,8 @@ def _stacking_axis(
         k = others[0]
         found = sorted({shape[k] for shape in answers.shapes})
         raise DryRunError(
-            f"{name} returns different sizes along {dims[k]!r} for different trials ({found[:4]}), but trials are stacked "
-            f"along {dims[axis]!r} (out_stackingdim={axis}): sizes may differ along one dimension only"
+            f"{name} returns different sizes along {dims[k]!r} for different trials ({found[:4]}), but trials are "
+            f"stacked along {dims[axis]!r} (out_stackingdim={axis}): sizes may differ along one dimension only"
         )
     return axis
 
@@ -451,16 +502,18 @@ def _follow_channels(
     for channels in {rest, int(bounds[-1]) if rest == first else rest} - {first}:
         shape, dtype = dry_run(call, shape_of(rows, channels), view.variable.dtype)
         if len(shape) != len(dims) or dtype != answers.dtype:
-            raise DryRunError(f"{call.name} returns {dtype} {shape} for {channels} channels, but {answers.dtype} "
-                              f"{shapes[first]} for {first}")
+            raise DryRunError(
+                f"{call.name} returns {dtype} {shape} for {channels} channels, but {answers.dtype} "
+                f"{shapes[first]} for {first}"
+            )
         shapes[channels] = shape
     other = next(channels for channels in shapes if channels != first)
     follows = [k for k in range(len(dims)) if shapes[first][k] != shapes[other][k]]
     if len(follows) != 1:
         raise PlanError(
-            f"chan_per_worker={first}: expected exactly one output dimension that follows the number of channels, found "
-            f"{[dims[k] for k in follows]}: {call.name} returns {shapes[first]} for {first} channels and {shapes[other]} "
-            f"for {other}; leave chan_per_worker out"
+            f"chan_per_worker={first}: expected exactly one output dimension that follows the number of channels, "
+            f"found {[dims[k] for k in follows]}: {call.name} returns {shapes[first]} for {first} channels and "
+            f"{shapes[other]} for {other}; leave chan_per_worker out"
         )
     axis = follows[0]
     per_block = [shapes[first][axis]] * (len(bounds) - 2) + [shapes.get(rest, shapes[first])[axis]]
@@ -485,8 +538,17 @@ def _input_chunk(view: View) -> int:
 
 
 def _target(
-    kind: Layout, dims: tuple[str, ...], axis: int, channel_axis: int | None, out_shape: Shape, out_bounds: IntArray,
-    width: IntArray, bounds: IntArray, dtype: np.dtype[Any], keeptrials: bool, tight: bool,
+    kind: Layout,
+    dims: tuple[str, ...],
+    axis: int,
+    channel_axis: int | None,
+    out_shape: Shape,
+    out_bounds: IntArray,
+    width: IntArray,
+    bounds: IntArray,
+    dtype: np.dtype[Any],
+    keeptrials: bool,
+    tight: bool,
 ) -> TargetLayout:
     """Shape and chunks of the target, with the proof that every chunk has one owner."""
     if not keeptrials:
@@ -510,8 +572,13 @@ def _target(
         prove_one_owner(bounds[:-1], bounds[1:], chunks[0], shape[0], TRIAL)
     first_free = 1 if kind == "dense" else 0
     while not tight and int(np.prod(chunks, dtype=np.int64)) * dtype.itemsize > _LARGEST_CHUNK:
-        free = [k for k in range(first_free, len(chunks)) if not (kind == "ragged" and k == axis) and k != (
-            None if channel_axis is None else channel_axis + first_free) and chunks[k] > 1]
+        free = [
+            k
+            for k in range(first_free, len(chunks))
+            if not (kind == "ragged" and k == axis)
+            and k != (None if channel_axis is None else channel_axis + first_free)
+            and chunks[k] > 1
+        ]
         if not free:
             break
         longest = max(free, key=lambda k: chunks[k])

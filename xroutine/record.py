@@ -6,7 +6,7 @@ import hashlib
 import json
 import platform
 from collections.abc import Mapping
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from importlib.metadata import version
 from typing import Any
 
@@ -76,7 +76,7 @@ def encode(value: Any, name: str, arrays: dict[str, np.ndarray[Any, Any]] | None
     return {"$repr": repr(value)}
 
 
-def decode(value: Any, arrays: Mapping[str, Any], strict: bool = True) -> Any:
+def decode(value: Any, arrays: Mapping[Any, Any], strict: bool = True) -> Any:
     """What `encode` was given, from its JSON and the arrays beside it.
 
     Objects that were recorded by name only stay as they are unless `strict`.
@@ -92,7 +92,7 @@ def decode(value: Any, arrays: Mapping[str, Any], strict: bool = True) -> Any:
         return value
     if len(value) != 1 or not next(iter(value)).startswith("$"):
         return {key: decode(item, arrays, strict) for key, item in value.items()}
-    (kind, content), = value.items()
+    ((kind, content),) = value.items()
     if kind == "$array":
         if content not in arrays:
             raise StoreError(f"cfg refers to the array {content!r}, which is not stored beside it")
@@ -115,8 +115,15 @@ def decode(value: Any, arrays: Mapping[str, Any], strict: bool = True) -> Any:
         if kind == "$scalar":
             dtype = np.dtype(content[0])
             text = content[1]
-            return dtype.type(text == "True" if dtype.kind == "b" else complex(text) if dtype.kind == "c"
-                              else float(text) if dtype.kind == "f" else int(text))
+            return dtype.type(
+                text == "True"
+                if dtype.kind == "b"
+                else complex(text)
+                if dtype.kind == "c"
+                else float(text)
+                if dtype.kind == "f"
+                else int(text)
+            )
         if kind == "$dtype":
             return np.dtype(content)
     except (TypeError, ValueError, IndexError) as error:
@@ -156,7 +163,8 @@ def digest(*arrays: Any) -> str:
 
 
 def now() -> str:
-    return datetime.now(timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ")
+    """The time, in UTC, to the second."""
+    return datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
 def log_entry(name: str, time: str, settings: Mapping[str, Any]) -> str:

@@ -74,7 +74,9 @@ def _imported(recorded: str) -> Any:
     module, _, qualified = str(recorded).partition(":")
     found: Any = sys.modules.get(module)
     if found is None:
-        raise PlanError(f"the result was made by {recorded!r}, but {module!r} is not imported: import it, or give routine=")
+        raise PlanError(
+            f"the result was made by {recorded!r}, but {module!r} is not imported: import it, or give routine="
+        )
     for part in qualified.split("."):
         found = getattr(found, part, None)
     if not callable(found):

@@ -103,6 +103,13 @@ class ComputationalRoutine(ABC):
         return name_of(type(self))
 
     @property
+    def view(self) -> View:
+        """The input's trials."""
+        if self._view is None:
+            raise PlanError(f"{type(self).__name__}: call initialize(data, out_stackingdim) first")
+        return self._view
+
+    @property
     def plan(self) -> Plan:
         """What `initialize` settled."""
         if self._plan is None:
@@ -175,7 +182,9 @@ class ComputationalRoutine(ABC):
         """
         self.keeptrials = keeptrials
         self._asked = {
-            "out_stackingdim": out_stackingdim, "chan_per_worker": chan_per_worker, "keeptrials": keeptrials,
+            "out_stackingdim": out_stackingdim,
+            "chan_per_worker": chan_per_worker,
+            "keeptrials": keeptrials,
             "block_size": block_size,
         }
         self._data = data
@@ -234,7 +243,9 @@ class ComputationalRoutine(ABC):
         """
         plan = self.plan
         if data is not self._data and as_dataset(data) is not as_dataset(self._data):
-            raise PlanError(f"{type(self).__name__}: compute was given other data than initialize; initialize it with these")
+            raise PlanError(
+                f"{type(self).__name__}: compute was given other data than initialize; initialize it with these"
+            )
         if not isinstance(out, Trials) or out._dataset is not None:
             raise PlanError(f"out: expected empty Trials, as from xrt.Trials.empty('result.zarr'), got {out!r:.80}")
         run = self._method(method, bool(parallel is not False or parallel_debug))
@@ -253,12 +264,13 @@ class ComputationalRoutine(ABC):
             parallel_store = parallel is not False and not (self._engine.remote and out._location is None)
         self.preallocate_output(out, parallel_store=parallel_store)
         target = self._target
-        assert target is not None
+        if target is None:
+            raise PlanError(f"{type(self).__name__}.preallocate_output has to call the one it overrides")
         if target.complete:
             logger.info("%s: the result is there already, nothing to compute", plan.name)
             out._dataset = open_dataset(target.store) if isinstance(target, ZarrTarget) else out._dataset
             return
-        source = Trials(self._view.dataset, self._view.name) if self._view else Trials(data)
+        source = Trials(self.view.dataset, self.view.name)
         run(source, out)
         self.process_metadata(source, out)
         self.write_log(source, out, log_dict)
@@ -273,21 +285,22 @@ class ComputationalRoutine(ABC):
         parallel_store : bool
             Whether blocks will write their own chunks.
         """
-        assert self._view is not None
         self._parallel_store = parallel_store
         in_memory = out._location is None
         if in_memory or (out._declared and out._declared != self.plan.out_dims):
             self._settle(out._declared or self.out_dims, tight=in_memory)
         plan = self.plan
-        labels = result_labels(self._view, plan, self.coords)
+        labels = result_labels(self.view, plan, self.coords)
         if plan.name in labels.variables or plan.name in plan.target.dims:
-            raise PlanError(f"the result cannot be called {plan.name!r}, as its labels are: give the routine another name")
+            raise PlanError(
+                f"the result cannot be called {plan.name!r}, as its labels are: give the routine another name"
+            )
         if out._location is None:
             self._target = MemoryTarget(plan)
             array = xr.Variable(plan.target.dims, self._target.array)
         else:
             store = locate(out._location, out._options["storage_options"])
-            read_from = self._view.dataset.encoding.get("source")
+            read_from = self.view.dataset.encoding.get("source")
             if read_from == str(store):
                 raise PlanError(f"out={store} is where the input is read from: give another out=")
             overwrite, compressors = out._options["overwrite"], out._options["compressors"]
@@ -327,7 +340,7 @@ class ComputationalRoutine(ABC):
         log_dict : mapping, optional
             What to write in place of the keyword arguments.
         """
-        settings = dict(self.cfg if log_dict is None else log_dict)
+        settings = dict({**self.call.positional, **self.cfg} if log_dict is None else log_dict)
         for key in RESERVED:
             settings.pop(key, None)
         returned = sorted({str(receipt["returned"]) for receipt in self._receipts().values() if "returned" in receipt})
@@ -376,9 +389,7 @@ class ComputationalRoutine(ABC):
         xarray.Dataset
             The labelled result.
         """
-        self.initialize(
-            data, out_stackingdim, chan_per_worker, keeptrials, variable=variable, block_size=block_size
-        )
+        self.initialize(data, out_stackingdim, chan_per_worker, keeptrials, variable=variable, block_size=block_size)
         handle = Trials.empty(out, overwrite=overwrite, compressors=compressors, storage_options=storage_options)
         self.compute(
             data, handle, parallel, parallel_store, mem_thresh=mem_thresh, scheduler=scheduler, progress=progress
@@ -387,14 +398,13 @@ class ComputationalRoutine(ABC):
 
     def fingerprint(self) -> dict[str, Any]:
         """What has to be equal for a run to go on where another one stopped, in words and digests."""
-        assert self._view is not None
         plan, arrays = self.plan, dict[str, np.ndarray[Any, Any]]()
         arguments = {f"argument {key}": encode(value, f"{key}", arrays) for key, value in self._arguments().items()}
         return {
             "routine": self.recorded_name,
             **arguments,
             **{f"array {key}": digest(value) for key, value in arrays.items()},
-            **{f"input {key}": value for key, value in identity(self._view).items()},
+            **{f"input {key}": value for key, value in identity(self.view).items()},
             "output dims": list(plan.target.dims),
             "output shape": list(plan.target.shape),
             "output dtype": plan.target.dtype.str,
@@ -408,9 +418,14 @@ class ComputationalRoutine(ABC):
         return {**{str(position): value for position, value in enumerate(self.argv)}, **self.cfg}
 
     def _settle(self, dims: tuple[str, ...] | None, tight: bool) -> None:
-        assert self._view is not None
         self._plan = make_plan(
-            self._view, self.call, name=self.name, out_dims=dims, number_dims=self._number_dims, tight=tight, **self._asked
+            self.view,
+            self.call,
+            name=self.name,
+            out_dims=dims,
+            number_dims=self._number_dims,
+            tight=tight,
+            **self._asked,
         )
 
     def _method(self, method: str | None, parallel: bool) -> Callable[[Trials, Trials], None]:
@@ -422,31 +437,34 @@ class ComputationalRoutine(ABC):
         return found
 
     def _execute(self, engine: Engine) -> None:
-        assert self._view is not None and self._target is not None
-        source = Source(self._view.variable)
-        execute(
-            self.plan, source, self._target, engine, parallel_store=self._parallel_store, progress=self._progress
-        )
+        if self._target is None:
+            raise PlanError(f"{type(self).__name__}: call compute(data, out), which allocates the target first")
+        source = Source(self.view.variable)
+        execute(self.plan, source, self._target, engine, parallel_store=self._parallel_store, progress=self._progress)
 
     def _cfg(self) -> tuple[dict[str, Any], dict[str, xr.Variable]]:
         """What was called, as JSON, and the arrays in it as variables."""
-        assert self._view is not None
         plan, arrays = self.plan, dict[str, np.ndarray[Any, Any]]()
         options = {"out_dims": plan.out_dims, **self._asked}
         # Labels that were given are stored as coordinates already.
-        given = result_labels(self._view, plan, self.coords).coords
+        given = result_labels(self.view, plan, self.coords).coords
         coords = {
-            str(name): {"$variable": [list(map(str, given[name].dims)), {"$array": str(name)}]} for name in self.coords or {}
+            str(name): {"$variable": [list(map(str, given[name].dims)), {"$array": str(name)}]}
+            for name in self.coords or {}
         }
         cfg = {
             "routine": self.recorded_name,
             "argv": encode(self.argv, "cfg", arrays),
             "kwargs": encode(self.cfg, "cfg", arrays),
             "options": {**encode(options, "cfg", arrays), "coords": coords},
-            "input": identity(self._view),
+            "input": identity(self.view),
             "plan": {
-                "blocks": len(plan), "trial_blocks": plan.n_leaves, "channel_blocks": plan.n_branches,
-                "dims": list(plan.target.dims), "shape": list(plan.target.shape), "chunks": list(plan.target.chunks),
+                "blocks": len(plan),
+                "trial_blocks": plan.n_leaves,
+                "channel_blocks": plan.n_branches,
+                "dims": list(plan.target.dims),
+                "shape": list(plan.target.shape),
+                "chunks": list(plan.target.chunks),
             },
             "versions": versions(),
         }
@@ -526,4 +544,3 @@ def _short(value: Any) -> str:
         return f"<array {'x'.join(map(str, value.shape))} {value.dtype}>"
     text = repr(value)
     return text if len(text) <= 40 else f"{text[:37]}..."
-

@@ -136,21 +136,29 @@ class Work:
             self.target.write(block.writes, out)
             values = None
         return Receipt(
-            block.number, block.leaf, block.branch, len(block.trial), sum(piece.nbytes for piece in pieces),
-            time.perf_counter() - began, returned, details, block.writes, values,
+            block.number,
+            block.leaf,
+            block.branch,
+            len(block.trial),
+            sum(piece.nbytes for piece in pieces),
+            time.perf_counter() - began,
+            returned,
+            details,
+            block.writes,
+            values,
         )
 
 
-def _compute(facts: PlanFacts, block: Block, trials: Iterator[Array], out: Array) -> tuple[str, dict[int, dict[str, Any]]]:
+def _compute(
+    facts: PlanFacts, block: Block, trials: Iterator[Array], out: Array
+) -> tuple[str, dict[int, dict[str, Any]]]:
     call, returned = block.call, ""
     extra = {"chunkShape": facts.chunk_shape} if call.contract else {}
     details: dict[int, dict[str, Any]] = {}
     shape = list(facts.out_shape)
     if facts.channel_axis is not None:
         shape[facts.channel_axis] = block.shape[facts.channel_axis + (facts.kind == "dense")]
-    for index, (trial, slot, width) in enumerate(
-        zip(trials, block.slot.tolist(), block.width.tolist(), strict=True)
-    ):
+    for index, (trial, slot, width) in enumerate(zip(trials, block.slot.tolist(), block.width.tolist(), strict=True)):
         argv, kwargs = call.arguments(index)
         given_shape = trial.shape
         try:
@@ -158,7 +166,7 @@ def _compute(facts: PlanFacts, block: Block, trials: Iterator[Array], out: Array
         except Exception as error:
             error.add_note(_where(facts, block, index, given_shape, trial.dtype))
             raise
-        if shape:
+        if shape and facts.axis != facts.channel_axis:
             shape[facts.axis] = width
         try:
             values, found = split_details(result)
@@ -222,7 +230,10 @@ def execute(
         return [source.lazy(region) if source.is_dask else source.read(region) for region in block.reads]
 
     with tqdm(
-        total=len(plan), initial=len(target.receipts), desc=plan.name, unit="block",
+        total=len(plan),
+        initial=len(target.receipts),
+        desc=plan.name,
+        unit="block",
         disable=None if progress is None else not progress,
     ) as bar:
 
@@ -267,7 +278,9 @@ def collect_details(plan: Plan, receipts: dict[int, dict[str, Any]]) -> dict[str
         if len(values) < plan.n_trials * plan.n_branches and dtype.kind in "biu":
             dtype = np.dtype(np.float64)
         missing: Any = "" if dtype.kind == "U" else np.nan
-        column = np.full((plan.n_trials, plan.n_branches, *arrays[0].shape), missing if dtype.kind not in "biu" else 0, dtype)
+        column = np.full(
+            (plan.n_trials, plan.n_branches, *arrays[0].shape), missing if dtype.kind not in "biu" else 0, dtype
+        )
         for place, array in zip(values, arrays, strict=True):
             column[place] = array
         dims = [TRIAL if plan.keeptrials else f"{key}_trial", "channel_block"]
@@ -282,10 +295,19 @@ def collect_details(plan: Plan, receipts: dict[int, dict[str, Any]]) -> dict[str
 
 def _facts(plan: Plan) -> PlanFacts:
     return PlanFacts(
-        name=plan.name, layout=plan.layout, kind=plan.target.kind, variable_dims=plan.dims,
-        stack_axis=plan.stack_axis, trial_axis=plan.trial_axis, axis=plan.axis, out_shape=plan.out_shape,
-        channel_axis=plan.channel_axis, chunk_shape=plan.chunk_shape, dtype=plan.out_dtype,
-        fill_value=plan.target.fill_value, keeptrials=plan.keeptrials,
+        name=plan.name,
+        layout=plan.layout,
+        kind=plan.target.kind,
+        variable_dims=plan.dims,
+        stack_axis=plan.stack_axis,
+        trial_axis=plan.trial_axis,
+        axis=plan.axis,
+        out_shape=plan.out_shape,
+        channel_axis=plan.channel_axis,
+        chunk_shape=plan.chunk_shape,
+        dtype=plan.out_dtype,
+        fill_value=plan.target.fill_value,
+        keeptrials=plan.keeptrials,
     )
 
 

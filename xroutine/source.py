@@ -103,8 +103,11 @@ def _indexer_text(variable: xr.Variable) -> str:
     data = variable._data
     while hasattr(data, "array"):
         if hasattr(data, "key"):
-            return digest(*(np.array([k.start or 0, k.stop or 0, k.step or 1]) if isinstance(k, slice) else k
-                            for k in data.key.tuple))
+            return digest(
+                *(
+                    np.array([k.start or 0, k.stop or 0, k.step or 1]) if isinstance(k, slice) else k
+                    for k in data.key.tuple
+                )
+            )
         data = data.array
     return ""
-

@@ -16,7 +16,6 @@ import zarr
 from zarr.abc.store import Store
 from zarr.codecs import BloscCodec, Crc32cCodec, ZstdCodec
 from zarr.core.sync import sync
-from zarr.errors import ZarrUserWarning
 from zarr.storage import FsspecStore, LocalStore, MemoryStore
 
 from xroutine.errors import StoreError, TargetExistsError, UnfinishedError
@@ -71,7 +70,8 @@ class MemoryTarget:
 
     def commit(self, labels: xr.Dataset, signal: dict[str, Any], rename: Mapping[str, str]) -> xr.Dataset:
         dims = tuple(rename.get(dim, dim) for dim in self.dims)
-        return labels.assign({self.name: xr.Variable(dims, self.array, signal)})[[self.name, *labels.data_vars]]
+        variables = {self.name: xr.Variable(dims, self.array, signal), **labels.data_vars}
+        return xr.Dataset(variables, labels.coords, labels.attrs)
 
 
 class ZarrTarget:
@@ -99,14 +99,15 @@ class ZarrTarget:
     def array(self) -> zarr.Array[Any]:
         if self._array is None:
             # Without this setting, which is not stored, chunks that equal the fill value are not written,
-            # and a finished block could not be told from a missing one.
-            config: Any = {"write_empty_chunks": True}
-            self._array = zarr.open_array(self.store, path=self.name, mode="r+", config=config)
+            # and a finished block could not be told from a missing one. (zarr 3.1 ignores config= on opening.)
+            array = zarr.open_array(self.store, path=self.name, mode="r+")
+            self._array = array.with_config({"write_empty_chunks": True})
         return self._array
 
     def variable(self) -> xr.Variable:
         """The stored signal, lazily opened."""
-        return xr.open_zarr(self.store, chunks=None, consolidated=False)[self.name].variable
+        variable: xr.Variable = xr.open_zarr(self.store, chunks=None, consolidated=False)[self.name].variable
+        return variable
 
     def write(self, region: tuple[slice, ...], values: np.ndarray[Any, Any]) -> None:
         self.array[region] = values
@@ -141,7 +142,7 @@ class ZarrTarget:
         write_dataset(self.store, labels.drop_attrs(deep=False).assign_attrs({MARK: mark}))
         with warnings.catch_warnings():
             # Consolidated metadata is an extension that xarray, zarr-python and others read.
-            warnings.filterwarnings("ignore", "Consolidated metadata", ZarrUserWarning)
+            warnings.filterwarnings("ignore", "Consolidated metadata", UserWarning)
             group = zarr.consolidate_metadata(self.store)
         group.attrs.update({**labels.attrs, MARK: dumps({**loads(mark, MARK), "status": "complete"})})
         return open_dataset(self.store)
@@ -163,13 +164,25 @@ def locate(out: Location, storage_options: Mapping[str, Any] | None = None) -> S
         raise StoreError(f"expected a path, a URL or a zarr store, got {type(out).__name__}")
     text = os.fspath(out)
     if "://" in text and not text.startswith("file://"):
-        return FsspecStore.from_url(text, storage_options=dict(storage_options or {}))
+        try:
+            return FsspecStore.from_url(text, storage_options=dict(storage_options or {}))
+        except (ImportError, ValueError) as error:
+            raise StoreError(f"{text}: {error}") from error
     if storage_options:
         raise StoreError(f"storage_options= go with a URL; {text!r} is a local path")
     path = Path(text.removeprefix("file://")).expanduser().absolute()
     if path.is_file():
         raise StoreError(f"{path} is a file: expected a folder that holds, or shall hold, a Zarr store")
     return LocalStore(path)
+
+
+def address(store: Store) -> str:
+    """Where a store is, for people."""
+    if not isinstance(store, FsspecStore):
+        return str(store)
+    system = getattr(store.fs, "sync_fs", store.fs)
+    protocol = system.protocol if isinstance(system.protocol, str) else system.protocol[0]
+    return f"{protocol}://{store.path.lstrip('/')}"
 
 
 def allocate(
@@ -188,9 +201,11 @@ def allocate(
         old = present.get("plan", {})
         differing = [key for key in sorted({*old, *identity}) if old.get(key) != identity.get(key)]
         if differing:
-            listed = "\n".join(f"  {key}: {_short(old.get(key))} there, {_short(identity.get(key))} now" for key in differing)
+            listed = "\n".join(
+                f"  {key}: {_short(old.get(key))} there, {_short(identity.get(key))} now" for key in differing
+            )
             raise TargetExistsError(
-                f"{store} holds another result ({present['status']}); what differs:\n{listed}\n"
+                f"{address(store)} holds another result ({present['status']}); what differs:\n{listed}\n"
                 f"Give another out=, or overwrite=True to start afresh"
             )
         target = ZarrTarget(store, plan.name, present["status"] == "complete")
@@ -200,14 +215,25 @@ def allocate(
     mark = {"format": FORMAT, "status": "running", "variable": plan.name, "blocks": len(plan), "plan": dict(identity)}
     root = zarr.create_group(store, overwrite=overwrite, zarr_format=3, attributes={MARK: dumps(mark)})
     root.create_array(
-        plan.name, shape=layout.shape, chunks=layout.chunks or "auto", dtype=layout.dtype,
-        fill_value=layout.fill_value, dimension_names=layout.dims, compressors=with_checksum(compressors, layout.dtype),
+        plan.name,
+        shape=layout.shape,
+        chunks=layout.chunks or "auto",
+        dtype=layout.dtype,
+        fill_value=layout.fill_value,
+        dimension_names=layout.dims,
+        compressors=with_checksum(compressors, layout.dtype),
     )
     ledger = zarr.create_group(store, path=LEDGER.partition("/")[0], zarr_format=3)
     ledger.create_array(
-        LEDGER.partition("/")[2], shape=(len(plan),), chunks=(min(_LEDGER_CHUNK, len(plan)),), dtype="string",
-        fill_value="", dimension_names=("block",), compressors=[ZstdCodec(checksum=True)],
+        LEDGER.partition("/")[2],
+        shape=(len(plan),),
+        chunks=(min(_LEDGER_CHUNK, len(plan)),),
+        dtype="string",
+        fill_value="",
+        dimension_names=("block",),
+        compressors=[ZstdCodec(checksum=True)],
     )
+    write_dataset(store, labels.drop_attrs(deep=False).assign_attrs({MARK: dumps(mark)}))
     return ZarrTarget(store, plan.name)
 
 
@@ -239,20 +265,28 @@ def check_storable(labels: xr.Dataset) -> None:
 
 
 def write_dataset(store: Store, dataset: xr.Dataset) -> None:
-    """Write labels and other small variables into the root of a store, a chunk and a checksum each."""
+    """Write labels and other small variables into the root of a store, in place of those that are there.
+
+    Each is one chunk, with a checksum.
+    """
+    group = zarr.open_group(store, mode="r+", use_consolidated=False)
+    for name in set(dataset.variables) & set(group.array_keys()):
+        del group[str(name)]
     plain = dataset.drop_encoding()
     for name, variable in plain.variables.items():
         if variable.dtype.kind == "U":
             # Zarr v3 has a specified dtype for strings of any length, none yet for NumPy's fixed-length ones.
-            plain = plain.assign_coords({name: variable.astype(object)}) if name in plain.coords else plain.assign(
-                {name: variable.astype(object)}
+            plain = (
+                plain.assign_coords({name: variable.astype(object)})
+                if name in plain.coords
+                else plain.assign({name: variable.astype(object)})
             )
     codecs = {"compressors": [ZstdCodec(checksum=True)]}
     encoding = {
         name: {**codecs, **({"chunks": variable.shape} if variable.ndim and variable.size else {})}
         for name, variable in plain.variables.items()
     }
-    plain.to_zarr(store, mode="a", consolidated=False, encoding=encoding, zarr_format=3)
+    plain.to_zarr(store, mode="a", consolidated=False, encoding=encoding, zarr_format=3, write_empty_chunks=True)
 
 
 def inspect(store: Store) -> dict[str, Any] | None:
@@ -269,14 +303,16 @@ def inspect(store: Store) -> dict[str, Any] | None:
         if isinstance(store, LocalStore) and store.root.is_dir() and any(store.root.iterdir()):
             raise TargetExistsError(f"{store.root} is a folder with other things in it, and no Zarr group") from None
         return None
+    except (ValueError, KeyError, TypeError) as error:
+        raise StoreError(f"{address(store)}: the root's metadata are damaged: {error}") from error
     if MARK not in group.attrs:
         raise TargetExistsError(
-            f"{store} holds a Zarr group that was not made by xroutine; as input, open it with xarray.open_zarr and use "
-            f"its .trials; as target, give another out="
+            f"{address(store)} holds a Zarr group that was not made by xroutine; as input, open it with "
+            f"xarray.open_zarr and use its .trials; as target, give another out="
         )
     mark = loads(group.attrs[MARK], MARK)
     if mark.get("format") != FORMAT or not {"status", "variable", "blocks"} <= set(mark):
-        raise StoreError(f"{store}: format {mark.get('format')!r} is not one this xroutine reads ({FORMAT})")
+        raise StoreError(f"{address(store)}: format {mark.get('format')!r} is not one this xroutine reads ({FORMAT})")
     return mark
 
 
@@ -284,7 +320,7 @@ def read_ledger(store: Store, blocks: int) -> dict[int, dict[str, Any]]:
     """Receipts of the finished blocks, by number."""
     ledger = zarr.open_array(store, path=LEDGER, mode="r")
     if ledger.shape != (blocks,):
-        raise StoreError(f"{store}: the ledger has {ledger.shape} entries for {blocks} blocks")
+        raise StoreError(f"{address(store)}: the ledger has {ledger.shape} entries for {blocks} blocks")
     texts = np.asarray(ledger[:])
     return {number: loads(str(text), LEDGER) for number, text in enumerate(texts) if str(text)}
 
@@ -319,18 +355,24 @@ def open_dataset(
     store = locate(location, storage_options)
     mark = inspect(store)
     if mark is None:
-        raise FileNotFoundError(f"there is no Zarr store at {store}")
+        raise FileNotFoundError(f"there is no Zarr store at {address(store)}")
     if mark["status"] != "complete" and not unfinished:
         done = len(read_ledger(store, mark["blocks"]))
         raise UnfinishedError(
-            f"{store} is unfinished: {done} of {mark['blocks']} blocks are there. Run the same call again to go on, or "
-            f"open it as it is with unfinished=True"
+            f"{address(store)} is unfinished: {done} of {mark['blocks']} blocks are there. Run the same call again "
+            f"to go on, or open it as it is with unfinished=True"
         )
-    dataset = xr.open_zarr(store, chunks=None, consolidated=mark["status"] == "complete")
+    try:
+        dataset = xr.open_zarr(store, chunks=None, consolidated=mark["status"] == "complete")
+        for name in dataset.coords:
+            dataset[name].load()
+    except (ValueError, KeyError, TypeError) as error:
+        raise StoreError(f"{address(store)}: metadata or labels are damaged: {error}") from error
+    # What is noted for the store as a whole would not be true of a copy.
+    del dataset.attrs[MARK]
     dataset.encoding["source"] = str(store)
-    for name in dataset.coords:
-        dataset[name].load()
-    return dataset
+    opened: xr.Dataset = dataset
+    return opened
 
 
 def _rename_dims(store: Store, name: str, rename: Mapping[str, str]) -> None:
@@ -340,8 +382,7 @@ def _rename_dims(store: Store, name: str, rename: Mapping[str, str]) -> None:
     prototype = default_buffer_prototype()
     key = f"{name}/zarr.json"
     raw = sync(store.get(key, prototype))
-    assert raw is not None
-    metadata = json.loads(raw.to_bytes())
+    metadata = json.loads(raw.to_bytes() if raw is not None else "{}")
     metadata["dimension_names"] = [rename.get(dim, dim) for dim in metadata["dimension_names"]]
     sync(store.set(key, prototype.buffer.from_bytes(json.dumps(metadata).encode())))
 
@@ -349,5 +390,3 @@ def _rename_dims(store: Store, name: str, rename: Mapping[str, str]) -> None:
 def _short(value: Any) -> str:
     text = json.dumps(value, ensure_ascii=False) if value is not None else "nothing"
     return text if len(text) < 120 else f"{text[:80]}...{text[-30:]}"
-
-

@@ -114,10 +114,7 @@ class View:
 
     def shape(self, size: int) -> tuple[int, ...]:
         """Shape of a trial that has `size` rows along `stack`."""
-        return tuple(
-            size if dim == self.stack else self.variable.sizes[dim]
-            for dim in self.dims
-        )
+        return tuple(size if dim == self.stack else self.variable.sizes[dim] for dim in self.dims)
 
     def time(self, position: int) -> np.ndarray[Any, Any] | None:
         """Seconds relative to the trigger; None where they are not known."""
@@ -152,9 +149,10 @@ def signals(dataset: xr.Dataset) -> list[str]:
     """Names of the data variables that can be the signal."""
     names = [str(name) for name, var in dataset.data_vars.items() if "xroutine_role" not in var.attrs]
     if TRIAL not in dataset.dims:
-        return [name for name in names if dataset[name].ndim]
+        return [name for name in names if dataset[name].ndim] or names
     several = [
-        name for name in names
+        name
+        for name in names
         if SAMPLE in dataset[name].dims or (TRIAL in dataset[name].dims and dataset[name].ndim > 1)
     ]
     return several or [name for name in names if TRIAL in dataset[name].dims]
@@ -201,8 +199,16 @@ def view(data: Any, variable: str | None = None) -> View:
     if TIME in dims:
         offset = _offset(dataset, samplerate, n_trials)
     return View(
-        dataset, name, "dense" if TRIAL in stored else "single", dims, stack, ids,
-        np.arange(n_trials, dtype=np.int64) * length, np.full(n_trials, length, np.int64), offset, samplerate,
+        dataset,
+        name,
+        "dense" if TRIAL in stored else "single",
+        dims,
+        stack,
+        ids,
+        np.arange(n_trials, dtype=np.int64) * length,
+        np.full(n_trials, length, np.int64),
+        offset,
+        samplerate,
     )
 
 
@@ -283,4 +289,3 @@ def _offset(dataset: xr.Dataset, samplerate: float | None, n_trials: int) -> Int
     if "offset" in dataset.coords and dataset.coords["offset"].dims == (TRIAL,):
         return _column(dataset, "offset")
     return np.zeros(n_trials, np.int64)
-

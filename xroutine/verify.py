@@ -13,7 +13,7 @@ from zarr.core.sync import sync
 
 from xroutine.errors import DamagedError, UnfinishedError
 from xroutine.plan import nbytes_text
-from xroutine.store import Location, inspect, locate, read_ledger
+from xroutine.store import Location, address, inspect, locate, read_ledger
 
 
 @dataclass(frozen=True)
@@ -76,21 +76,29 @@ def verify(location: Location, storage_options: Mapping[str, Any] | None = None)
     store = locate(location, storage_options)
     mark = inspect(store)
     if mark is None:
-        raise FileNotFoundError(f"there is no Zarr store at {store}")
+        raise FileNotFoundError(f"there is no Zarr store at {address(store)}")
     done = read_ledger(store, mark["blocks"])
     if mark["status"] != "complete" or len(done) < mark["blocks"]:
         missing = [number for number in range(mark["blocks"]) if number not in done]
         raise UnfinishedError(
-            f"{store} is {mark['status']}: {len(done)} of {mark['blocks']} blocks are in the ledger"
+            f"{address(store)} is {mark['status']}: {len(done)} of {mark['blocks']} blocks are in the ledger"
             + (f", missing are {missing[:10]}" if missing else "")
         )
     group = zarr.open_group(store, mode="r", use_consolidated=False)
+    listed = zarr.open_group(store, mode="r", use_consolidated=True)
     chunks, nbytes, damaged = 0, 0, []
-    for name, array in group.arrays():
+    for name, expected in listed.arrays():
+        try:
+            array = group[name]
+        except (KeyError, ValueError, TypeError) as error:
+            damaged.append(f"{name}/zarr.json: missing or unreadable: {error}")
+            continue
+        if not isinstance(array, zarr.Array) or (array.shape, array.dtype) != (expected.shape, expected.dtype):
+            damaged.append(f"{name}/zarr.json: is not what was committed")
+            continue
         for index, region in _chunks(array):
             key = f"{array.path}/{array.metadata.encode_chunk_key(index)}"
-            # Labels are written by xarray, which leaves out chunks that equal the fill value.
-            if name == mark["variable"] and not sync(store.exists(key)):
+            if not sync(store.exists(key)):
                 damaged.append(f"{key}: missing{_trials(group, array, region)}")
                 continue
             try:
@@ -99,17 +107,22 @@ def verify(location: Location, storage_options: Mapping[str, Any] | None = None)
                 damaged.append(f"{key}: {type(error).__name__}: {error}{_trials(group, array, region)}")
             chunks += 1
     if damaged:
-        raise DamagedError(f"{store}: {len(damaged)} damaged or missing chunks:\n  " + "\n  ".join(damaged[:20]))
-    return Report(str(store), len(done), chunks, nbytes)
+        raise DamagedError(
+            f"{address(store)}: {len(damaged)} damaged or missing chunks:\n  " + "\n  ".join(damaged[:20])
+        )
+    return Report(address(store), len(done), chunks, nbytes)
 
 
 def _chunks(array: zarr.Array[Any]) -> Iterator[tuple[tuple[int, ...], tuple[slice, ...]]]:
     """Index and region of every chunk of an array."""
     counts = [range(-(-size // chunk)) for size, chunk in zip(array.shape, array.chunks, strict=True)]
     for index in itertools.product(*counts):
-        yield index, tuple(
-            slice(i * chunk, min((i + 1) * chunk, size))
-            for i, chunk, size in zip(index, array.chunks, array.shape, strict=True)
+        yield (
+            index,
+            tuple(
+                slice(i * chunk, min((i + 1) * chunk, size))
+                for i, chunk, size in zip(index, array.chunks, array.shape, strict=True)
+            ),
         )
 
 

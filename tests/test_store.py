@@ -1,0 +1,283 @@
+"""What is stored: readable by anybody, checked, owned chunk by chunk, and never overwritten unasked."""
+
+from __future__ import annotations
+
+import json
+import warnings
+
+import dask
+import numpy as np
+import pytest
+import xarray as xr
+import zarr
+from hypothesis import given
+from hypothesis import strategies as st
+from zarr.codecs import BloscCodec, GzipCodec, ZstdCodec
+
+import xroutine as xrt
+from xroutine.blocks import even_bounds, greedy_bounds, spans
+from xroutine.errors import (
+    ChunkOverlapError,
+    DamagedError,
+    PlanError,
+    StoreError,
+    TargetExistsError,
+    UnfinishedError,
+)
+from xroutine.layout import prove_one_owner, row_chunk, row_starts, unused_rows
+
+
+@pytest.fixture
+def ragged():
+    rng = np.random.default_rng(0)
+    arrays = [rng.standard_normal((length, 3)) for length in rng.integers(50, 90, 30)]
+    return xrt.from_arrays(arrays, 100.0, channel=["Fz", "Cz", "Pz"], trialinfo={"condition": ["go", "stop", "é"] * 10})
+
+
+@pytest.fixture
+def dense():
+    return xrt.from_arrays(list(np.random.default_rng(0).standard_normal((30, 40, 3))), 100.0)
+
+
+@pytest.mark.parametrize("kind", ["dense", "ragged"])
+@pytest.mark.parametrize("keeptrials", [True, False])
+def test_opens_with_plain_xarray_and_zarr_without_a_warning(kind, keeptrials, request, tmp_path):
+    ds = request.getfixturevalue(kind)
+    if kind == "ragged" and not keeptrials:
+        ds = ds.trials.sel(latency=(0.1, 0.3))
+    path = str(tmp_path / "a.zarr")
+    result = ds.trials.map(np.negative, out=path, block_size=20_000, keeptrials=keeptrials)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for consolidated in (None, True, False):
+            plain = xr.open_zarr(path, consolidated=consolidated)
+            np.testing.assert_array_equal(plain.negative.values, result.negative.values)
+            assert set(plain.coords) == set(result.coords)
+            for name in plain.coords:
+                assert plain[name].values.tolist() == result[name].values.tolist()
+        group = zarr.open(path)
+        np.testing.assert_array_equal(group["negative"][:], result.negative.values)
+    assert group.metadata.consolidated_metadata is not None
+    listed = set(group.metadata.consolidated_metadata.metadata)
+    assert {str(name) for name in result.variables} | {"ledger"} == listed
+    mark = json.loads(group.attrs["xroutine"])
+    assert mark["status"] == "complete"
+    for name in ("cfg", "xroutine"):
+        json.loads(group.attrs[name], parse_constant=lambda token: pytest.fail(f"{token} is not JSON"))
+
+
+def test_chunks_are_checked_and_empty_ones_are_there(dense, tmp_path):
+    zeros = dense.trials.map(np.zeros_like, out=tmp_path / "zeros.zarr", parallel=False, block_size=5000)
+    assert (zeros.zeros_like == 0).all()
+    array = zarr.open(str(tmp_path / "zeros.zarr"))["zeros_like"]
+    assert array.nchunks_initialized == array.nchunks > 1
+    ints = dense.astype("i2").trials.map(np.zeros_like, out=tmp_path / "ints.zarr", block_size=5000)
+    array = zarr.open(str(tmp_path / "ints.zarr"))["zeros_like"]
+    assert array.nchunks_initialized == array.nchunks > 1
+    assert ints.zeros_like.dtype == np.int16
+
+
+@pytest.mark.parametrize(
+    "compressors", ["auto", None, ZstdCodec(level=3), [ZstdCodec(level=1, checksum=True)], BloscCodec(), GzipCodec()]
+)
+def test_a_flipped_bit_never_reads_as_a_number(dense, tmp_path, compressors):
+    good = dense.trials.map(np.negative, out=tmp_path / "a.zarr", compressors=compressors).negative.values
+    (chunk,) = (path for path in (tmp_path / "a.zarr" / "negative" / "c").rglob("*") if path.is_file())
+    raw = chunk.read_bytes()
+    rng = np.random.default_rng(0)
+    for position in rng.integers(0, len(raw), 25):
+        damaged = bytearray(raw)
+        damaged[position] ^= 1 << int(rng.integers(8))
+        chunk.write_bytes(bytes(damaged))
+        try:
+            read = xr.open_zarr(tmp_path / "a.zarr").negative.values
+        except Exception:
+            continue
+        np.testing.assert_array_equal(read, good)
+
+
+@pytest.mark.parametrize("kind", ["dense", "ragged"])
+def test_verify_names_missing_and_damaged_chunks(kind, request, tmp_path):
+    ds = request.getfixturevalue(kind)
+    ds.trials.map(np.negative, out=tmp_path / "a.zarr", block_size=10_000)
+    report = xrt.verify(tmp_path / "a.zarr")
+    assert report.blocks == len(ds.trials.plan(np.negative, block_size=10_000))
+    chunks = sorted(path for path in (tmp_path / "a.zarr" / "negative" / "c").rglob("*") if path.is_file())
+    raw = chunks[1].read_bytes()
+    chunks[1].write_bytes(raw[: len(raw) // 2])
+    with pytest.raises(DamagedError, match=r"1 damaged or missing chunks:\n  negative/c/.*\(trials \d+ to \d+\)"):
+        xrt.verify(tmp_path / "a.zarr")
+    chunks[1].unlink()
+    with pytest.raises(DamagedError, match=r"missing \(trials"):
+        xrt.verify(tmp_path / "a.zarr")
+
+
+def test_two_blocks_on_one_chunk_lose_cells_when_the_proof_is_bypassed(tmp_path):
+    lost = 0
+    for attempt in range(5):
+        array = zarr.create_array(str(tmp_path / f"{attempt}.zarr"), shape=(64, 2000), chunks=(64, 2000), dtype="f8")
+        writes = [dask.delayed(array.__setitem__)(slice(row, row + 8), np.ones((8, 2000))) for row in range(0, 64, 8)]
+        dask.compute(*writes, scheduler="threads", num_workers=8)
+        lost += int((array[:] == 0).sum())
+    assert lost > 0
+    with pytest.raises(
+        ChunkOverlapError, match=r"blocks 0 \(ends at 8\) and 1 \(starts at 8\) along 'trial' would both"
+    ):
+        prove_one_owner(np.arange(0, 64, 8), np.arange(8, 72, 8), 64, 64, "trial")
+
+
+def test_each_chunk_is_written_once_and_each_input_chunk_read_once_per_block(ragged, tmp_path, monkeypatch):
+    source = ragged.trials.save(tmp_path / "in.zarr", block_size=10_000)
+    original_set, original_get = zarr.storage.LocalStore.set, zarr.storage.LocalStore.get
+    written, read = [], []
+
+    async def count_set(self, key, *args, **kwargs):
+        written.append(key)
+        return await original_set(self, key, *args, **kwargs)
+
+    async def count_get(self, key, *args, **kwargs):
+        read.append(key)
+        return await original_get(self, key, *args, **kwargs)
+
+    shuffled = source.isel(trial=np.random.default_rng(0).permutation(30))
+    plan = shuffled.trials.plan(np.negative, block_size=30_000)
+    monkeypatch.setattr(zarr.storage.LocalStore, "set", count_set)
+    monkeypatch.setattr(zarr.storage.LocalStore, "get", count_get)
+    shuffled.trials.map(np.negative, out=tmp_path / "out.zarr", block_size=30_000, parallel=False)
+    chunks = [key for key in written if key.startswith("negative/c/")]
+    assert len(chunks) == len(set(chunks)) == plan.target.n_chunks
+    stored = source.data.encoding["chunks"][0]
+    touched = 0
+    for block in plan.blocks():
+        rows = np.concatenate(
+            [
+                np.arange(a, a + n)
+                for a, n in zip(plan.start[block.first : block.first + len(block.trial)], block.size, strict=True)
+            ]
+        )
+        touched += len(np.unique(rows // stored))
+    reads = [key for key in read if key.startswith("data/c/")]
+    assert len(reads) == touched
+
+
+def test_nothing_is_overwritten_unasked(dense, tmp_path):
+    out = tmp_path / "a.zarr"
+    dense.trials.map(np.negative, out=out)
+    before = {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
+    with pytest.raises(
+        TargetExistsError, match=r'what differs:\n(.*\n)*  routine: "numpy:negative" there, "numpy:absolute" now'
+    ):
+        dense.trials.map(np.absolute, out=out)
+    with pytest.raises(TargetExistsError, match=r"input sampled_values"):
+        (dense + 1).trials.map(np.negative, out=out)
+    assert before == {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
+    dense.trials.map(np.absolute, out=out, overwrite=True)
+    assert set(xrt.open(out).data_vars) == {"absolute"}
+
+
+def test_targets_that_are_something_else(dense, tmp_path):
+    (tmp_path / "file").write_text("precious")
+    with pytest.raises(StoreError, match="is a file"):
+        dense.trials.map(np.negative, out=tmp_path / "file")
+    for overwrite in (False, True):
+        (tmp_path / "folder").mkdir(exist_ok=True)
+        (tmp_path / "folder" / "precious.txt").write_text("precious")
+        with pytest.raises(FileExistsError, match="other things in it"):
+            dense.trials.map(np.negative, out=tmp_path / "folder", overwrite=overwrite)
+        xr.Dataset({"x": ("t", [1.0])}).to_zarr(tmp_path / "foreign.zarr", mode="w", consolidated=False)
+        with pytest.raises(FileExistsError, match="not made by xroutine"):
+            dense.trials.map(np.negative, out=tmp_path / "foreign.zarr", overwrite=overwrite)
+    assert (tmp_path / "folder" / "precious.txt").read_text() == "precious"
+    saved = dense.trials.save(tmp_path / "in.zarr")
+    with pytest.raises(PlanError, match="where the input is read from"):
+        saved.trials.map(np.negative, out=tmp_path / "in.zarr", overwrite=True)
+    with pytest.raises(StoreError, match="expected a path, a URL or a zarr store, got int"):
+        dense.trials.map(np.negative, out=3)
+    odd = dense.assign_coords(mixed=("trial", np.array([1, "a"] * 15, dtype=object)))
+    with pytest.raises(StoreError, match=r"labels 'mixed' hold objects \(int, str\)"):
+        odd.trials.map(np.negative, out=tmp_path / "m.zarr")
+    assert not (tmp_path / "m.zarr").exists()
+
+
+def test_opening_what_is_not_there_or_not_ours(tmp_path):
+    with pytest.raises(FileNotFoundError, match="no Zarr store"):
+        xrt.open(tmp_path / "nothing.zarr")
+    with pytest.raises(FileNotFoundError):
+        xrt.verify(tmp_path / "nothing.zarr")
+    xr.Dataset({"x": ("t", [1.0])}).to_zarr(tmp_path / "foreign.zarr", consolidated=False)
+    with pytest.raises(StoreError, match=r"not made by xroutine; as input, open it with xarray\.open_zarr"):
+        xrt.open(tmp_path / "foreign.zarr")
+
+
+def test_memory_of_this_process_is_refused_to_other_processes(dense, client):
+    store = zarr.storage.MemoryStore()
+    with pytest.raises(PlanError, match=r"cannot write into this process's memory.*parallel_store=False"):
+        dense.trials.map(np.negative, out=store)
+    with pytest.raises(UnfinishedError):
+        xrt.open(store)
+    result = dense.trials.map(np.negative, out=store, parallel_store=False)
+    np.testing.assert_array_equal(result.negative.values, -dense.data.values)
+    again = result.trials.map(np.negative)
+    np.testing.assert_array_equal(again.negative.values, dense.data.values)
+
+
+def test_fsspec_urls(dense):
+    url = "memory://xroutine-test/a.zarr"
+    dense.trials.map(np.negative, out=url, parallel=False)
+    np.testing.assert_array_equal(xrt.open(url).negative.values, -dense.data.values)
+    xrt.verify(url)
+
+
+sizes = st.lists(st.integers(1, 1000), min_size=1, max_size=200).map(lambda found: np.array(found, np.int64))
+
+
+@given(sizes, st.integers(1, 5000))
+def test_blocks_tile_the_trials(nbytes, block_size):
+    for bounds in (greedy_bounds(nbytes, block_size), even_bounds(nbytes, block_size)):
+        assert bounds[0] == 0
+        assert bounds[-1] == len(nbytes)
+        assert (np.diff(bounds) > 0).all()
+    filled = np.add.reduceat(nbytes, greedy_bounds(nbytes, block_size)[:-1])
+    counts = np.diff(greedy_bounds(nbytes, block_size))
+    assert ((filled <= block_size) | (counts == 1)).all()
+    assert len(set(np.diff(even_bounds(nbytes, block_size))[:-1])) <= 1
+
+
+@given(sizes, st.integers(1, 5000))
+def test_rows_of_trials_never_overlap_and_blocks_start_on_chunks(size, block_size):
+    bounds = greedy_bounds(size, block_size)
+    chunk = row_chunk(np.add.reduceat(size, bounds[:-1]))
+    start = row_starts(size, bounds, chunk)
+    taken = np.zeros(int(start[-1] + size[-1]), int)
+    for a, n in zip(start, size, strict=True):
+        taken[a : a + n] += 1
+    assert taken.max() == 1
+    assert (start[bounds[:-1]] % chunk == 0).all()
+    assert int((taken == 0).sum()) == unused_rows(np.add.reduceat(size, bounds[:-1]), chunk)
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "n"), [(500, 3500, 1600), (50, 150, 100_000), (200_000, 400_000, 60), (None, None, 3000)]
+)
+def test_few_rows_are_left_unused(low, high, n):
+    rng = np.random.default_rng(0)
+    size = (rng.pareto(1.5, n) * 500 + 50).astype(np.int64) if low is None else rng.integers(low, high, n)
+    bounds = greedy_bounds(size * 64 * 8, 16 * 2**20)
+    rows = np.add.reduceat(size, bounds[:-1])
+    chunk = row_chunk(rows)
+    assert unused_rows(rows, chunk) < 0.05 * rows.sum()
+    assert chunk >= rows.max() // 32
+
+
+@given(st.lists(st.tuples(st.integers(0, 300), st.integers(1, 60)), min_size=1, max_size=30), st.integers(1, 40))
+def test_spans_cover_the_trials_and_touch_each_chunk_once(rows, chunk):
+    start = np.array([a for a, _ in rows])
+    size = np.array([n for _, n in rows])
+    found = spans(start, size, chunk)
+    touched = [c for a, b in zip(found.start, found.stop, strict=True) for c in range(a // chunk, (b - 1) // chunk + 1)]
+    assert len(touched) == len(set(touched))
+    assert set(touched) == {c for a, n in rows for c in range(a // chunk, (a + n - 1) // chunk + 1)}
+    signal = np.arange(1000)
+    pieces = [signal[a:b] for a, b in zip(found.start, found.stop, strict=True)]
+    for a, n, piece, row in zip(start, size, found.piece, found.row, strict=True):
+        np.testing.assert_array_equal(pieces[piece][row : row + n], signal[a : a + n])
