@@ -36,7 +36,7 @@ if __name__ == "__main__":
     ds = xrt.cut(recording, np.stack([trigger - 300, stop, np.full(trigger.size, -300)], axis=1))
     ds.trials.save("session.zarr")
 
-    with Client(n_workers=2, threads_per_worker=1, dashboard_address=None):
+    with Client(n_workers=2, threads_per_worker=1, dashboard_address=":0"):
         session = xrt.open("session.zarr")
         routine = LowPass(*butter(4, 40, fs=1000))
         filtered = routine(session, out="filtered.zarr", block_size=2**20, chan_per_worker=4)

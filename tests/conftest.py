@@ -18,7 +18,7 @@ settings.load_profile("default")
 @pytest.fixture(scope="session")
 def cluster():
     """Two worker processes; use `client` to make them the active ones."""
-    with LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=None, processes=True) as found:
+    with LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=":0", processes=True) as found:
         yield found
 
 

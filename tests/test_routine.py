@@ -501,6 +501,19 @@ def test_tasks_do_not_grow_with_the_number_of_trials():
     assert len(cloudpickle.dumps(Work(_facts(plan), Source(xr.Variable((), 0.0)), None))) < 3000
 
 
+def test_arrays_in_memory_travel_block_by_block(client, monkeypatch):
+    from xroutine import engine
+
+    sizes = []
+    sealed = engine._sealed
+    monkeypatch.setattr(engine, "_sealed", lambda work: sizes.append(len(sealed(work).payload)) or sealed(work))
+    ds = make(n=400, rows=500)
+    for data in (ds, ds.chunk(trial=50)):
+        result = data.trials.map(scale, block_size=2**20)
+        np.testing.assert_array_equal(result.scale.values, ds.data.values * 2)
+    assert max(sizes) < 5000
+
+
 def test_names_that_would_hide_labels_are_refused():
     def channel(trial):
         return trial

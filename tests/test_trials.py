@@ -6,6 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import xarray as xr
+import zarr
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -116,6 +117,26 @@ def test_latency_includes_the_samples_on_its_edges():
     for edge in np.arange(0, 1, 0.007):
         found = ds.trials.sel(latency=(-edge, edge))
         assert found.trials.lengths[0] == 2 * round(edge * 1000) + 1
+
+
+@pytest.mark.parametrize("kind", ["dense", "ragged", "scattered"])
+def test_iterating_reads_each_chunk_about_once(kind, tmp_path, monkeypatch):
+    lengths = [40] * 60 if kind == "dense" else np.random.default_rng(0).integers(20, 60, 60)
+    ds = xrt.from_arrays([np.random.default_rng(n).random((length, 3)) for n, length in enumerate(lengths)], 100.0)
+    stored = ds.trials.save(tmp_path / "a.zarr", block_size=10_000)
+    if kind == "scattered":
+        stored, ds = stored.isel(trial=[0, 59]), ds.isel(trial=[0, 59])
+    read, original = [], zarr.storage.LocalStore.get
+
+    async def counted(self, key, *args, **kwargs):
+        read.append(key)
+        return await original(self, key, *args, **kwargs)
+
+    monkeypatch.setattr(zarr.storage.LocalStore, "get", counted)
+    for found, wanted in zip(stored.trials, ds.trials, strict=True):
+        xr.testing.assert_equal(found, wanted)
+    chunks = [key for key in read if key.startswith("data/c/")]
+    assert len(chunks) == len(set(chunks))
 
 
 def test_continuous_recording_is_one_trial():

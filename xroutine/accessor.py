@@ -14,6 +14,7 @@ from xroutine.container import read_cfg
 from xroutine.dense import to_dense
 from xroutine.engine import choose
 from xroutine.errors import PlanError
+from xroutine.labels import result_labels
 from xroutine.plan import BLOCK_SIZE, Plan, nbytes_text
 from xroutine.routine import ComputationalRoutine, routine_class
 from xroutine.save import Save
@@ -250,6 +251,7 @@ class TrialsAccessor:
         function: Callable[..., Any] | type[ComputationalRoutine],
         *argv: Any,
         out_dims: Sequence[str] | None = None,
+        coords: Mapping[str, Any] | None = None,
         parallel: bool | None = None,
         scheduler: Any = None,
         keeptrials: bool = True,
@@ -272,10 +274,11 @@ class TrialsAccessor:
           memory  about 30.5 MiB for the largest block
           engine  a plain loop in this thread
         """
-        made = self._routine(function, argv, kwargs, out_dims, None)
+        made = self._routine(function, argv, kwargs, out_dims, coords)
         made.initialize(
             self._dataset, out_stackingdim, chan_per_worker, keeptrials, variable=variable, block_size=block_size
         )
+        result_labels(made.view, made.plan, made.coords)
         return made.plan.on(choose(parallel, scheduler).name)
 
     def save(

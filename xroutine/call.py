@@ -169,8 +169,8 @@ def name_of(function: Any) -> str:
 def split_details(result: Any) -> tuple[np.ndarray[Any, Any], dict[str, Any]]:
     """The array and the details that a compute function returned."""
     details: dict[str, Any] = {}
-    if isinstance(result, tuple) and len(result) == 2 and isinstance(result[1], dict):
-        result, details = result
+    if isinstance(result, tuple) and len(result) == 2 and isinstance(result[1], (dict, type(None))):
+        result, details = result[0], result[1] or {}
     if isinstance(result, (int, float, complex, np.generic)):
         result = np.asarray(result)
     if not isinstance(result, np.ndarray):

@@ -176,6 +176,8 @@ def choose(parallel: bool | None, scheduler: Any = None) -> Engine:
     get = get_scheduler(scheduler=scheduler)
     owner = getattr(get, "__self__", None)
     if isinstance(owner, Client):
+        if owner.status != "running":
+            raise PlanError(f"the active distributed.Client is {owner.status}: connect it again, or give scheduler=")
         return Cluster(owner)
     configured = scheduler if scheduler is not None else dask.config.get("scheduler", None)
     return Local("threads" if get is None else configured)

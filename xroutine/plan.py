@@ -102,6 +102,8 @@ class Plan:
         Whether single trials are stored, or their average.
     target : Target
         The array that is written.
+    answers : Answers
+        What the dry runs told.
     block_nbytes : int
         Memory that the largest block takes: input, output, and a copy of its largest trial.
     """
@@ -132,6 +134,7 @@ class Plan:
     out_channel_bounds: IntArray
     keeptrials: bool
     target: TargetLayout
+    answers: Answers
     block_nbytes: int
     engine: str = ""
 
@@ -297,6 +300,7 @@ def make_plan(
     keeptrials: bool = True,
     block_size: int = BLOCK_SIZE,
     tight: bool = False,
+    answers: Answers | None = None,
 ) -> Plan:
     """Dry-run the call, cut the work into blocks, lay out the target, and prove that no chunk has two owners.
 
@@ -322,6 +326,8 @@ def make_plan(
         Bytes of input (or of output, where that is more) in a block.
     tight : bool
         Leave no unused rows: for targets without chunks.
+    answers : Answers, optional
+        What the dry runs of this very call told before.
 
     Raises
     ------
@@ -344,7 +350,9 @@ def make_plan(
         return tuple(channels if dim == CHANNEL else n for dim, n in zip(view.dims, shape, strict=True))
 
     split = len(widths) > 1
-    answers = dry_runs(call, view.size, lambda rows: shape_of(rows, int(widths[0]) if split else None), dtype)
+    answers = answers or dry_runs(
+        call, view.size, lambda rows: shape_of(rows, int(widths[0]) if split else None), dtype
+    )
     dims = _output_dims(call.name, out_dims, number_dims, view.dims, len(answers.shapes[0]))
     axis = _stacking_axis(call.name, answers, dims, out_stackingdim, keeptrials)
     out_shape, channel_axis, out_bounds = answers.largest, None, np.zeros(1, np.int64)
@@ -421,6 +429,7 @@ def make_plan(
         out_channel_bounds=out_bounds,
         keeptrials=keeptrials,
         target=target,
+        answers=answers,
         block_nbytes=int(held.max() + (nbytes_in + nbytes_out).max()),
     )
 

@@ -189,6 +189,7 @@ class ComputationalRoutine(ABC):
         }
         self._data = data
         self._view = view(data, variable or (data._name if isinstance(data, Trials) else None))
+        self._plan = None
         self._settle(self.out_dims, tight=False)
 
     def compute(
@@ -425,6 +426,7 @@ class ComputationalRoutine(ABC):
             out_dims=dims,
             number_dims=self._number_dims,
             tight=tight,
+            answers=None if self._plan is None else self._plan.answers,
             **self._asked,
         )
 

@@ -111,10 +111,13 @@ class PlanFacts:
 
 @dataclass(frozen=True, eq=False)
 class Work:
-    """What all blocks of a run have in common; `target` is None where the coordinator writes."""
+    """What all blocks of a run have in common.
+
+    `source` is None where regions travel with the blocks, `target` where the coordinator writes.
+    """
 
     plan: PlanFacts
-    source: Source
+    source: Source | None
     target: Target | None
 
     def __call__(self, block: Block, regions: list[Array] | None = None) -> Receipt:
@@ -122,7 +125,9 @@ class Work:
         began = time.perf_counter()
         facts = self.plan
         with one_blas_thread():
-            pieces = [self.source.read(region) for region in block.reads] if regions is None else regions
+            pieces = regions or []
+            if self.source is not None:
+                pieces = [self.source.read(region) for region in block.reads]
             trials = facts.trials(block, pieces)
             if facts.keeptrials:
                 out = np.full(block.shape, facts.fill_value, facts.dtype)
@@ -216,13 +221,13 @@ def execute(
             f"out= a path or a URL, or parallel_store=False, so that results travel back and are written here"
         )
     writes = parallel_store and plan.keeptrials
-    work = Work(_facts(plan), source, target if writes else None)
+    travels = source.is_dask or (engine.remote and source.in_memory)
+    work = Work(_facts(plan), None if travels else source, target if writes else None)
     if not plan.keeptrials:
         # Partial results are not stored: an average that was interrupted starts again.
         target.receipts.clear()
     missing = np.array([number for number in range(len(plan)) if number not in target.receipts], np.int64)
     trees = [Tree(plan.n_leaves) for _ in range(plan.n_branches)]
-    travels = source.is_dask or (engine.remote and source.in_memory)
 
     def attach(block: Block) -> list[Any] | None:
         if not travels:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Hashable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -14,6 +15,9 @@ from xroutine.errors import TrialsError
 
 TRIAL, SAMPLE, TIME, CHANNEL = "trial", "sample", "time", "channel"
 TABLE = ("row_start", "row_size", "offset")
+
+# Bytes that iterating over trials reads at once.
+_READ_AHEAD = 16 * 2**20
 
 Layout = Literal["dense", "ragged", "single"]
 IntArray = np.ndarray[tuple[int], np.dtype[np.int64]]
@@ -60,7 +64,12 @@ class View:
         return len(self.trial)
 
     def __iter__(self) -> Iterator[xr.DataArray]:
-        return (self[index] for index in range(len(self)))
+        row_nbytes = self.variable.nbytes // max(self.variable.sizes[self.stored_stack], 1) if self.stack else 1
+        run = np.cumsum(self.size * row_nbytes) // _READ_AHEAD
+        bounds = [0, *(np.flatnonzero(np.diff(run)) + 1).tolist(), len(self)]
+        for first, last in itertools.pairwise(bounds):
+            part = self._loaded(first, last)
+            yield from (part[position] for position in range(last - first))
 
     def __getitem__(self, index: int) -> xr.DataArray:
         """Trial `index` by position, lazily, with its labels."""
@@ -76,9 +85,25 @@ class View:
             coords[TIME] = (TIME, time, {"units": "s"})
         return part.assign_coords(coords)
 
+    def _loaded(self, first: int, last: int) -> View:
+        """Some trials, read at once: one by one, each would decode the chunk that it shares with many others."""
+        part = self.dataset.isel({TRIAL: slice(first, last)}) if self.layout != "single" else self.dataset
+        if self.layout == "ragged":
+            start, size = self.start[first:last], self.size[first:last]
+            low, high = int(start.min()), int((start + size).max())
+            if high - low > 2 * size.sum():  # scattered: most of what lies between them is not theirs
+                return view(part, self.name)
+            part = part.isel({SAMPLE: slice(low, high)}).assign_coords(row_start=(TRIAL, start - low))
+        return view(part.assign({self.name: part[self.name].compute()}), self.name)
+
     @property
     def variable(self) -> xr.Variable:
         return self.dataset.variables[self.name]
+
+    @property
+    def stored_stack(self) -> str:
+        """`stack` as the variable calls it."""
+        return SAMPLE if self.layout == "ragged" else str(self.stack)
 
     @property
     def stored_dims(self) -> tuple[str, ...]:
