@@ -14,10 +14,10 @@ PACKAGE = Path(xroutine.__file__).parent
 FLOORS = [
     ["errors"],
     ["trials", "create", "selection", "dense", "call", "dryrun", "blocks", "layout", "reduce", "record"],
-    ["plan", "labels"],
+    ["plan", "planner", "labels"],
     ["source", "store", "engine"],
     ["run", "verify"],
-    ["container", "routine", "save", "accessor", "replay", "demo", "cli"],
+    ["container", "routine", "function", "save", "accessor", "replay", "demo", "cli"],
 ]
 OUTSIDE = {"zarr", "dask", "distributed", "fsspec", "numcodecs"}
 
@@ -75,7 +75,7 @@ def test_pure_floors_need_no_store_and_no_engine():
         "from xroutine.create import from_arrays\n"
         "from xroutine.call import Call\n"
         "from xroutine.trials import view\n"
-        "from xroutine.plan import make_plan\n"
+        "from xroutine.planner import make_plan\n"
         "ds = from_arrays([np.ones((n, 2)) for n in (3, 4)], 1.0)\n"
         "print(make_plan(view(ds), Call.bind(np.negative, (), {}), name='x'))\n"
     )

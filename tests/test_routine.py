@@ -293,7 +293,7 @@ def test_channels_are_split_along_the_output_dimension_that_follows_them():
     result = subclass(square, out_dims=("channel", "freq"))()(ds, chan_per_worker=3)
     np.testing.assert_array_equal(result.square.values, ds.data.values[:, :4].transpose(0, 2, 1))
     plan = ds.trials.plan(square, out_dims=("channel", "freq"), chan_per_worker=3)
-    assert plan.channel_axis == 0
+    assert plan.output.channel_axis == 0
     assert plan.channel_bounds.tolist() == [0, 3, 4]
 
     def pairs(arr, chunkShape=None, noCompute=None):

@@ -6,9 +6,10 @@ import xroutine.accessor  # noqa: F401  # registers `.trials`
 from xroutine.call import per_trial
 from xroutine.container import Trials
 from xroutine.create import cut, from_arrays
+from xroutine.function import routine
 from xroutine.plan import Plan
 from xroutine.replay import replay
-from xroutine.routine import ComputationalRoutine, routine
+from xroutine.routine import ComputationalRoutine
 from xroutine.store import open_dataset as open  # noqa: A004  # a module's own `open`, as in xarray and zarr
 from xroutine.verify import verify
 

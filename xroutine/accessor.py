@@ -14,9 +14,11 @@ from xroutine.container import read_cfg
 from xroutine.dense import to_dense
 from xroutine.engine import choose
 from xroutine.errors import PlanError
+from xroutine.function import routine_class
 from xroutine.labels import result_labels
-from xroutine.plan import BLOCK_SIZE, Plan, nbytes_text
-from xroutine.routine import ComputationalRoutine, routine_class
+from xroutine.plan import Plan, nbytes_text
+from xroutine.planner import BLOCK_SIZE
+from xroutine.routine import ComputationalRoutine
 from xroutine.save import Save
 from xroutine.selection import select
 from xroutine.store import Location

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -124,7 +125,7 @@ class Call:
         names += [f"argument {position}" for position in range(len(names), len(self.argv))]
         return dict(zip(names, self.argv, strict=False))
 
-    @property
+    @cached_property
     def varies(self) -> bool:
         """Whether any argument differs from trial to trial."""
         return any(isinstance(value, PerTrial) for value in (*self.argv, *self.kwargs.values()))

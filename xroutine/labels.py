@@ -29,9 +29,9 @@ def result_labels(view: View, plan: Plan, coords: Mapping[str, Any] | None = Non
         Where given labels do not fit the output.
     """
     target = plan.target
-    sizes = dict(zip(plan.out_dims, plan.out_shape, strict=True))
+    sizes = dict(zip(plan.output.dims, plan.output.shape, strict=True))
     if target.kind == "ragged":
-        del sizes[plan.out_dims[plan.axis]]
+        del sizes[plan.output.dims[plan.output.axis]]
     before = dict(zip(view.dims, plan.input_shape, strict=True))
     kept = {dim for dim, size in sizes.items() if before.get(dim) == size and dim != TIME}
     out: dict[Hashable, Any] = {name: coord for name, coord in view.labels.items() if set(map(str, coord.dims)) <= kept}
@@ -41,9 +41,9 @@ def result_labels(view: View, plan: Plan, coords: Mapping[str, Any] | None = Non
         out |= view.info
     if target.kind == "ragged":
         out["row_start"], out["row_size"] = (TRIAL, target.row_start), (TRIAL, target.row_size)
-        if plan.out_dims[plan.axis] != TIME:
-            attrs["stacked_dim"] = plan.out_dims[plan.axis]
-    offset = kept_offset(view, plan.out_dims, plan.width)
+        if plan.output.dims[plan.output.axis] != TIME:
+            attrs["stacked_dim"] = plan.output.dims[plan.output.axis]
+    offset = kept_offset(view, plan.output.dims, plan.output.width)
     if offset is not None:
         if target.kind != "single":
             out["offset"] = (TRIAL, offset)

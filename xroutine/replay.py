@@ -9,8 +9,9 @@ from typing import Any
 import xarray as xr
 
 from xroutine.errors import PlanError, StoreError
+from xroutine.function import routine_class
 from xroutine.record import decode, loads
-from xroutine.routine import ComputationalRoutine, routine_class
+from xroutine.routine import ComputationalRoutine
 from xroutine.store import Location, open_dataset
 
 

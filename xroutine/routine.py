@@ -5,7 +5,7 @@ from __future__ import annotations
 import keyword
 import logging
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any, ClassVar
 
 import numpy as np
@@ -16,7 +16,8 @@ from xroutine.container import Trials
 from xroutine.engine import Engine, Local, Serial, choose
 from xroutine.errors import NotEnoughMemoryError, PlanError
 from xroutine.labels import result_labels
-from xroutine.plan import BLOCK_SIZE, Plan, make_plan, nbytes_text
+from xroutine.plan import Plan, nbytes_text
+from xroutine.planner import BLOCK_SIZE, make_plan
 from xroutine.record import ROLE, digest, dumps, encode, history_line, log_entry, now, versions
 from xroutine.run import collect_details, execute
 from xroutine.source import Source, identity
@@ -120,18 +121,18 @@ class ComputationalRoutine(ABC):
     def outputShape(self) -> tuple[int, ...]:
         """Shape of all trials stacked along `out_stackingdim`, or of their average."""
         plan = self.plan
-        rows = int(plan.width.sum()) if plan.keeptrials else int(plan.width.max())
-        return tuple(rows if axis == plan.axis else size for axis, size in enumerate(plan.out_shape))
+        rows = int(plan.output.width.sum()) if plan.keeptrials else int(plan.output.width.max())
+        return tuple(rows if axis == plan.output.axis else size for axis, size in enumerate(plan.output.shape))
 
     @property
     def dtype(self) -> np.dtype[Any]:
         """Dtype of one trial's output."""
-        return self.plan.out_dtype
+        return self.plan.output.dtype
 
     @property
     def chunkShape(self) -> tuple[int, ...]:
         """Largest output shape over all trials."""
-        return self.plan.chunk_shape
+        return self.plan.output.chunk_shape
 
     @property
     def numTrials(self) -> int:
@@ -288,7 +289,7 @@ class ComputationalRoutine(ABC):
         """
         self._parallel_store = parallel_store
         in_memory = out._location is None
-        if in_memory or (out._declared and out._declared != self.plan.out_dims):
+        if in_memory or (out._declared and out._declared != self.plan.output.dims):
             self._settle(out._declared or self.out_dims, tight=in_memory)
         plan = self.plan
         labels = result_labels(self.view, plan, self.coords)
@@ -426,7 +427,7 @@ class ComputationalRoutine(ABC):
             out_dims=dims,
             number_dims=self._number_dims,
             tight=tight,
-            answers=None if self._plan is None else self._plan.answers,
+            answers=None if self._plan is None else self._plan.output.answers,
             **self._asked,
         )
 
@@ -447,7 +448,7 @@ class ComputationalRoutine(ABC):
     def _cfg(self) -> tuple[dict[str, Any], dict[str, xr.Variable]]:
         """What was called, as JSON, and the arrays in it as variables."""
         plan, arrays = self.plan, dict[str, np.ndarray[Any, Any]]()
-        options = {"out_dims": plan.out_dims, **self._asked}
+        options = {"out_dims": plan.output.dims, **self._asked}
         # Labels that were given are stored as coordinates already.
         given = result_labels(self.view, plan, self.coords).coords
         coords = {
@@ -485,60 +486,6 @@ class ComputationalRoutine(ABC):
         signal = dataset[plan.name]
         rename = {was: str(now) for was, now in zip(plan.target.dims, signal.dims, strict=True) if was != now}
         out._dataset = target.commit(dataset.drop_vars(plan.name), dict(signal.attrs), rename)
-
-
-def routine(
-    out_dims: Sequence[str] | None = None, coords: Mapping[str, Any] | None = None
-) -> Callable[[Callable[..., Any]], type[ComputationalRoutine]]:
-    """Make a plain function of one trial a routine class.
-
-    Parameters
-    ----------
-    out_dims : sequence of str, optional
-        Dims of one trial's output; those of the input where they are as many.
-    coords : mapping, optional
-        Labels of the output's dims.
-
-    Returns
-    -------
-    callable
-        A decorator; the class takes the function's further arguments.
-
-    Examples
-    --------
-    >>> import numpy as np, xroutine as xrt
-    >>> @xrt.routine(out_dims=("freq", "channel"))
-    ... def power(trial, nfft):
-    ...     return np.abs(np.fft.rfft(trial, n=nfft, axis=0)) ** 2
-    >>> ds = xrt.from_arrays([np.ones((8, 2))] * 3, samplerate=100.0)
-    >>> dict(power(nfft=8)(ds).power.sizes)
-    {'trial': 3, 'freq': 5, 'channel': 2}
-    """
-
-    def decorate(function: Callable[..., Any]) -> type[ComputationalRoutine]:
-        return routine_class(function, out_dims, coords)
-
-    return decorate
-
-
-def routine_class(
-    function: Callable[..., Any], out_dims: Sequence[str] | None, coords: Mapping[str, Any] | None
-) -> type[ComputationalRoutine]:
-    """A routine class for a plain function, under the function's own name."""
-    module, _, qualified = name_of(function).partition(":")
-    if isinstance(out_dims, str):
-        raise PlanError(f"out_dims={out_dims!r}: expected a sequence of names, like ({out_dims!r},)")
-    body = {
-        "computeFunction": staticmethod(function),
-        "process_metadata": lambda self, data, out: None,
-        "out_dims": None if out_dims is None else tuple(out_dims),
-        "coords": coords,
-        "_number_dims": False,
-        "__doc__": function.__doc__,
-        "__module__": module,
-        "__qualname__": qualified,
-    }
-    return type(qualified.rpartition(".")[2], (ComputationalRoutine,), body)
 
 
 def _short(value: Any) -> str:

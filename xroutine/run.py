@@ -257,9 +257,9 @@ def execute(
     if not plan.keeptrials:
         for branch, tree in enumerate(trees):
             region = [slice(0, size) for size in plan.target.shape]
-            if plan.channel_axis is not None:
-                low, high = (int(bound) for bound in plan.out_channel_bounds[branch : branch + 2])
-                region[plan.channel_axis] = slice(low, high)
+            if plan.output.channel_axis is not None:
+                low, high = (int(bound) for bound in plan.output.channel_bounds[branch : branch + 2])
+                region[plan.output.channel_axis] = slice(low, high)
             target.write(tuple(region), tree.root.mean(plan.target.dtype))
 
 
@@ -306,11 +306,11 @@ def _facts(plan: Plan) -> PlanFacts:
         variable_dims=plan.dims,
         stack_axis=plan.stack_axis,
         trial_axis=plan.trial_axis,
-        axis=plan.axis,
-        out_shape=plan.out_shape,
-        channel_axis=plan.channel_axis,
-        chunk_shape=plan.chunk_shape,
-        dtype=plan.out_dtype,
+        axis=plan.output.axis,
+        out_shape=plan.output.shape,
+        channel_axis=plan.output.channel_axis,
+        chunk_shape=plan.output.chunk_shape,
+        dtype=plan.output.dtype,
         fill_value=plan.target.fill_value,
         keeptrials=plan.keeptrials,
     )

@@ -197,6 +197,8 @@ def allocate(
     """
     check_storable(labels)
     present = inspect(store)
+    codecs = with_checksum(compressors, plan.target.dtype)
+    identity = {**identity, "compressors": [codec.to_dict() for codec in codecs]}
     if present is not None and not overwrite:
         old = present.get("plan", {})
         differing = [key for key in sorted({*old, *identity}) if old.get(key) != identity.get(key)]
@@ -221,7 +223,7 @@ def allocate(
         dtype=layout.dtype,
         fill_value=layout.fill_value,
         dimension_names=layout.dims,
-        compressors=with_checksum(compressors, layout.dtype),
+        compressors=codecs,
     )
     ledger = zarr.create_group(store, path=LEDGER.partition("/")[0], zarr_format=3)
     ledger.create_array(

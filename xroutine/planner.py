@@ -1,0 +1,293 @@
+"""Making the plan: dry runs, blocks, layout and proof, and every error that can be known before a byte is moved."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from xroutine.blocks import channel_bounds, even_bounds, greedy_bounds
+from xroutine.call import Call
+from xroutine.dryrun import Answers, Shape, dry_run, dry_runs
+from xroutine.errors import DryRunError, PlanError
+from xroutine.layout import TargetLayout, fill_value, prove_one_owner, row_chunk, row_starts
+from xroutine.plan import Output, Plan, kept_offset
+from xroutine.reduce import mean_dtype
+from xroutine.trials import CHANNEL, SAMPLE, TIME, TRIAL, IntArray, Layout, View
+
+BLOCK_SIZE = 16 * 2**20
+# Blosc cannot compress more than 2 GiB at once, and whoever reads one trial decodes a whole chunk.
+_LARGEST_CHUNK = 64 * 2**20
+
+
+def make_plan(
+    view: View,
+    call: Call,
+    *,
+    name: str,
+    out_dims: tuple[str, ...] | None = None,
+    number_dims: bool = False,
+    out_stackingdim: int | None = None,
+    chan_per_worker: int | None = None,
+    keeptrials: bool = True,
+    block_size: int = BLOCK_SIZE,
+    tight: bool = False,
+    answers: Answers | None = None,
+) -> Plan:
+    """Dry-run the call, cut the work into blocks, lay out the target, and prove that no chunk has two owners.
+
+    Parameters
+    ----------
+    view : View
+        The input.
+    call : Call
+        The compute function and its arguments.
+    name : str
+        What is computed.
+    out_dims : tuple of str, optional
+        Dims of one trial's output; those of the input where they are as many.
+    number_dims : bool
+        Call undeclared dims ``dim_0``, ``dim_1``, ... instead of raising.
+    out_stackingdim : int, optional
+        Output dimension along which trials of unequal size are stacked; found by the dry run if left out.
+    chan_per_worker : int, optional
+        Channels in a block; all of them if left out.
+    keeptrials : bool
+        Store single trials, or their average.
+    block_size : int
+        Bytes of input (or of output, where that is more) in a block.
+    tight : bool
+        Leave no unused rows: for targets without chunks.
+    answers : Answers, optional
+        What the dry runs of this very call told before.
+
+    Raises
+    ------
+    DryRunError, PlanError, ChunkOverlapError, ArgumentError
+        For whatever can be known to be wrong before anything is computed.
+    """
+    if not len(view):
+        raise PlanError("there are no trials to compute: the selection is empty")
+    if isinstance(block_size, bool) or not isinstance(block_size, (int, np.integer)) or block_size < 1:
+        raise PlanError(f"block_size: expected a positive number of bytes, got {block_size!r}")
+    call.check_length(len(view))
+    in_bounds = _channel_bounds(view, chan_per_worker)
+    output = _output(view, call, in_bounds, out_dims, number_dims, out_stackingdim, keeptrials, answers)
+    kind = _target_kind(view, output, keeptrials)
+    widest = _shape(view, int(view.size.max()), int(np.diff(in_bounds).max()))
+    nbytes_in = (
+        view.size * (int(np.prod(widest, dtype=np.int64)) // int(view.size.max())) * view.variable.dtype.itemsize
+    )
+    nbytes_out = output.nbytes
+    in_block = np.maximum(nbytes_in, nbytes_out) if keeptrials else nbytes_in
+    input_chunk = _input_chunk(view)
+    if kind == "ragged":
+        bounds = greedy_bounds(in_block, block_size)
+    else:
+        bounds = even_bounds(in_block, block_size, input_chunk if view.layout == "dense" else 1)
+    held = np.add.reduceat(nbytes_in, bounds[:-1])
+    held += np.add.reduceat(nbytes_out, bounds[:-1]) if keeptrials else 2 * nbytes_out.max()
+    return Plan(
+        name=name,
+        call=call,
+        variable=view.name,
+        layout=view.layout,
+        dims=view.dims,
+        dtype=view.variable.dtype,
+        stack=view.stack,
+        trial_axis=view.variable.dims.index(TRIAL) if view.layout == "dense" else 0,
+        stack_axis=view.dims.index(view.stack) if view.stack else 0,
+        channel_size=view.variable.sizes.get(CHANNEL),
+        trial=view.trial,
+        start=view.start,
+        size=view.size,
+        input_shape=view.shape(int(view.size.max())),
+        input_chunk=input_chunk,
+        output=output,
+        trial_bounds=bounds,
+        channel_bounds=in_bounds,
+        keeptrials=keeptrials,
+        target=_target(kind, output, bounds, keeptrials, tight),
+        block_nbytes=int(held.max() + (nbytes_in + nbytes_out).max()),
+    )
+
+
+def _shape(view: View, rows: int, channels: int) -> Shape:
+    """Shape of a trial of so many rows, with so many channels where it has any."""
+    return tuple(channels if dim == CHANNEL else n for dim, n in zip(view.dims, view.shape(rows), strict=True))
+
+
+def _output(
+    view: View,
+    call: Call,
+    bounds: IntArray,
+    out_dims: tuple[str, ...] | None,
+    number_dims: bool,
+    out_stackingdim: int | None,
+    keeptrials: bool,
+    answers: Answers | None,
+) -> Output:
+    """Dry-run the call and find out along which dimensions its output follows trials and channels."""
+    first = int(bounds[1])
+    answers = answers or dry_runs(call, view.size, lambda rows: _shape(view, rows, first), view.variable.dtype)
+    dims = _output_dims(call.name, out_dims, number_dims, view.dims, len(answers.shapes[0]))
+    axis = _stacking_axis(call.name, answers, dims, out_stackingdim, keeptrials)
+    shape, channel_axis, out_bounds = answers.largest, None, np.zeros(1, np.int64)
+    if len(bounds) > 2:
+        channel_axis, out_bounds = _follow_channels(view, call, answers, dims, bounds)
+        shape = tuple(int(out_bounds[-1]) if k == channel_axis else n for k, n in enumerate(shape))
+        if axis == channel_axis and _unequal(answers, axis):
+            raise PlanError(
+                f"trials cannot be stacked along {dims[axis]!r} and split along it, too: drop chan_per_worker="
+            )
+    width = answers.sizes(axis) if dims else np.ones(len(view), np.int64)
+    offset = kept_offset(view, dims, width)
+    if not keeptrials and offset is not None and (offset != offset[0]).any():
+        raise PlanError(
+            f"trials start at different offsets from their trigger ({offset.min()} to {offset.max()} samples): "
+            f"averaging them (keeptrials=False) would mix latencies; select a common latency first"
+        )
+    return Output(dims, shape, answers.dtype, axis, width, channel_axis, out_bounds, answers)
+
+
+def _channel_bounds(view: View, chan_per_worker: int | None) -> IntArray:
+    if CHANNEL not in view.dims:
+        if chan_per_worker is not None:
+            raise PlanError(
+                f"chan_per_worker={chan_per_worker}: {view.name!r} has no `channel` dim, its dims are {view.dims}"
+            )
+        return np.array([0, 0], np.int64)
+    if chan_per_worker is not None and (
+        isinstance(chan_per_worker, bool) or not isinstance(chan_per_worker, (int, np.integer)) or chan_per_worker < 1
+    ):
+        raise PlanError(f"chan_per_worker: expected a positive number of channels, got {chan_per_worker!r}")
+    return channel_bounds(view.variable.sizes[CHANNEL], chan_per_worker)
+
+
+def _output_dims(
+    name: str, declared: tuple[str, ...] | None, number_dims: bool, dims: tuple[str, ...], ndim: int
+) -> tuple[str, ...]:
+    if declared is None:
+        if ndim == len(dims):
+            return dims
+        if number_dims:
+            return tuple(f"dim_{number}" for number in range(ndim))
+        raise DryRunError(
+            f"{name} returns {ndim} dimensions where a trial has {len(dims)} {dims}: name them with "
+            f"out_dims=({', '.join(['...'] * ndim)})"
+        )
+    if len(declared) != ndim:
+        raise DryRunError(f"out_dims={declared} names {len(declared)} dimensions, {name} returns {ndim}")
+    if len(set(declared)) != ndim or {TRIAL, SAMPLE} & set(declared):
+        raise PlanError(
+            f"out_dims={declared}: expected distinct names of one trial's dims, without 'trial' and 'sample'"
+        )
+    return declared
+
+
+def _unequal(answers: Answers, axis: int) -> bool:
+    return len({shape[axis] for shape in answers.shapes}) > 1
+
+
+def _stacking_axis(name: str, answers: Answers, dims: tuple[str, ...], wanted: int | None, keeptrials: bool) -> int:
+    """The output dimension along which trials are stacked: the wanted one, or the only one that differs."""
+    if wanted is not None and not (
+        isinstance(wanted, (int, np.integer)) and not isinstance(wanted, bool) and 0 <= wanted < max(len(dims), 1)
+    ):
+        raise PlanError(
+            f"out_stackingdim={wanted!r}: expected a dimension of the output, 0 to {len(dims) - 1} for {dims}"
+        )
+    unequal = [axis for axis in range(len(dims)) if _unequal(answers, axis)]
+    default = dims.index(TIME) if TIME in dims else 0
+    axis = int(wanted) if wanted is not None else unequal[0] if unequal else default
+    if unequal and not keeptrials:
+        raise DryRunError(
+            f"{name} returns trials of different sizes along {[dims[k] for k in unequal]}: they cannot be averaged "
+            f"(keeptrials=False); select a latency that all trials cover, or return one size for all"
+        )
+    others = [k for k in unequal if k != axis]
+    if others:
+        k = others[0]
+        found = sorted({shape[k] for shape in answers.shapes})
+        raise DryRunError(
+            f"{name} returns different sizes along {dims[k]!r} for different trials ({found[:4]}), but trials are "
+            f"stacked along {dims[axis]!r} (out_stackingdim={axis}): sizes may differ along one dimension only"
+        )
+    return axis
+
+
+def _follow_channels(
+    view: View, call: Call, answers: Answers, dims: tuple[str, ...], bounds: IntArray
+) -> tuple[int, IntArray]:
+    """The output dimension that follows the channels, and where each channel block lies along it."""
+    rows, first, rest = int(view.size[0]), int(bounds[1] - bounds[0]), int(bounds[-1] - bounds[-2])
+    shapes = {first: answers.shapes[answers.kind[0]]}
+    # Without a rest, a call with all channels tells what follows their number.
+    for channels in {rest, int(bounds[-1]) if rest == first else rest} - {first}:
+        shape, dtype = dry_run(call, _shape(view, rows, channels), view.variable.dtype)
+        if len(shape) != len(dims) or dtype != answers.dtype:
+            raise DryRunError(
+                f"{call.name} returns {dtype} {shape} for {channels} channels, but {answers.dtype} "
+                f"{shapes[first]} for {first}"
+            )
+        shapes[channels] = shape
+    other = next(channels for channels in shapes if channels != first)
+    follows = [k for k in range(len(dims)) if shapes[first][k] != shapes[other][k]]
+    if len(follows) != 1:
+        raise PlanError(
+            f"chan_per_worker={first}: expected exactly one output dimension that follows the number of channels, "
+            f"found {[dims[k] for k in follows]}: {call.name} returns {shapes[first]} for {first} channels and "
+            f"{shapes[other]} for {other}; leave chan_per_worker out"
+        )
+    axis = follows[0]
+    per_block = [shapes[first][axis]] * (len(bounds) - 2) + [shapes.get(rest, shapes[first])[axis]]
+    return axis, np.append(0, np.cumsum(per_block)).astype(np.int64)
+
+
+def _target_kind(view: View, output: Output, keeptrials: bool) -> Layout:
+    if not keeptrials or view.layout == "single":
+        return "single"
+    if (output.width != output.width[0]).any():
+        return "ragged"
+    stacks_time = bool(output.dims) and output.dims[output.axis] == TIME
+    if stacks_time and view.offset is not None and (view.offset != view.offset[0]).any():
+        return "ragged"
+    return "dense"
+
+
+def _input_chunk(view: View) -> int:
+    dim = {"dense": TRIAL, "ragged": SAMPLE, "single": view.stack}[view.layout]
+    chunks = view.variable.encoding.get("preferred_chunks", {}).get(dim, 1)
+    return int(chunks[0] if isinstance(chunks, tuple) else chunks)
+
+
+def _target(kind: Layout, output: Output, bounds: IntArray, keeptrials: bool, tight: bool) -> TargetLayout:
+    """Shape and chunks of the target, with the proof that every chunk has one owner."""
+    dtype = output.dtype if keeptrials else mean_dtype(output.dtype)
+    shape, chunks, names = list(output.shape), list(output.shape), list(output.dims)
+    start = size = None
+    # Dimensions whose chunks are where blocks meet; the others are cut only to keep chunks small.
+    owned = set()
+    if output.channel_axis is not None:
+        axis, out_bounds = output.channel_axis, output.channel_bounds
+        chunks[axis] = int(out_bounds[1])
+        prove_one_owner(out_bounds[:-1], out_bounds[1:], chunks[axis], shape[axis], names[axis])
+        owned.add(names[axis])
+    if kind == "ragged":
+        axis, rows = output.axis, np.add.reduceat(output.width, bounds[:-1])
+        chunks[axis] = 1 if tight else row_chunk(rows)
+        start, size, names[axis] = row_starts(output.width, bounds, chunks[axis]), output.width, SAMPLE
+        shape[axis] = int(start[-1] + size[-1])
+        begin = start[bounds[:-1]]
+        prove_one_owner(begin, begin + rows, chunks[axis], shape[axis], SAMPLE)
+    elif kind == "dense":
+        shape.insert(0, len(output.width))
+        chunks.insert(0, int(np.diff(bounds).max()))
+        names.insert(0, TRIAL)
+        prove_one_owner(bounds[:-1], bounds[1:], chunks[0], shape[0], TRIAL)
+    owned |= {SAMPLE, TRIAL}
+    while int(np.prod(chunks, dtype=np.int64)) * dtype.itemsize > _LARGEST_CHUNK:
+        free = [k for k, name in enumerate(names) if name not in owned and chunks[k] > 1]
+        if not free:
+            break
+        longest = max(free, key=lambda k: chunks[k])
+        chunks[longest] = -(-chunks[longest] // 2)
+    return TargetLayout(kind, tuple(names), tuple(shape), tuple(chunks), dtype, fill_value(dtype), start, size)
