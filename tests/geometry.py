@@ -39,7 +39,7 @@ def turned(trial):
 FUNCTIONS = {double: None, ends: ("channel",), every_other: None, turned: ("channel", "time")}
 
 
-@dataclass
+@dataclass(repr=False)
 class Geometry:
     """Trials as plain arrays, and the Dataset that holds the same."""
 
@@ -51,6 +51,13 @@ class Geometry:
     block_size: int
     chan_per_worker: int | None
     source: str
+
+    def __repr__(self) -> str:
+        lengths = [len(trial) for trial in self.trials]
+        return (
+            f"Geometry({self.kind}, {self.dtype}, lengths={lengths}, offset={self.offset}, channels={self.channels}, "
+            f"block_size={self.block_size}, chan_per_worker={self.chan_per_worker}, source={self.source})"
+        )
 
     @property
     def ids(self):

@@ -61,7 +61,7 @@ def prove(plan, n_channels) -> None:
     assert len(owners) == plan.target.n_chunks
 
 
-@settings(max_examples=60)
+@settings(max_examples=40)
 @given(geometries(), st.sampled_from(list(FUNCTIONS)), st.sampled_from(list(ENGINES)))
 def test_stored_result_is_the_loops(geometry, function, engine):
     with tempfile.TemporaryDirectory() as folder:
@@ -74,7 +74,7 @@ def test_stored_result_is_the_loops(geometry, function, engine):
         data.close()
 
 
-@settings(max_examples=60)
+@settings(max_examples=40)
 @given(geometries(sources=("numpy", "dask")), st.sampled_from(list(FUNCTIONS)), st.sampled_from(list(ENGINES)))
 def test_result_in_memory_is_the_loops(geometry, function, engine):
     data = geometry.dataset(Path())
@@ -124,7 +124,7 @@ def test_dasks_own_processes_give_the_loops_result(tmp_path):
             np.testing.assert_array_equal(found.values, wanted * 2, strict=True)
 
 
-@settings(max_examples=40)
+@settings(max_examples=30)
 @given(geometries(sources=("numpy", "dask")), st.sampled_from(list(ENGINES)))
 def test_average_is_the_loops_and_the_same_bits_on_every_engine(geometry, engine):
     data = geometry.dataset(Path())
@@ -136,7 +136,9 @@ def test_average_is_the_loops_and_the_same_bits_on_every_engine(geometry, engine
     }
     found = data.trials.map(total_of, **options, **ENGINES[engine])
     expected = average(geometry.trials, total_of)
-    np.testing.assert_allclose(found.total_of.values, expected, rtol=1e-4 if expected.dtype.itemsize < 8 else 1e-12)
+    # Sums that nearly cancel are as exact as what they are sums of.
+    scale = np.mean([np.abs(output).max() for output in loop(geometry.trials, total_of)])
+    np.testing.assert_allclose(found.total_of.values, expected, rtol=1e-12, atol=1e-12 * scale)
     assert found.n_trials == len(geometry.trials)
     again = data.trials.map(total_of, parallel=False, **options)
     np.testing.assert_array_equal(found.total_of.values, again.total_of.values, strict=True)

@@ -104,6 +104,18 @@ def test_objects_are_recorded_by_name_and_asked_for_on_replay(tmp_path):
         xrt.replay(tmp_path / "a.zarr", ds)
 
 
+def gains(trial, first, *more, k=1):
+    return trial * first.sum() * more[0].sum() * k.sum()
+
+
+def test_arrays_are_stored_under_the_names_of_their_arguments(tmp_path):
+    ds = xrt.from_arrays([np.ones((5, 2))] * 3, 10.0)
+    result = ds.trials.map(gains, np.full(3, 0.1), np.ones(2), k=np.arange(4.0), out=tmp_path / "a.zarr")
+    assert list(result.data_vars) == ["gains", "cfg_first", "cfg_k", "cfg_more_0"]
+    again = xrt.replay(tmp_path / "a.zarr", ds)
+    np.testing.assert_array_equal(again.gains.values, result.gains.values)
+
+
 def test_log_is_kept_and_extended(tmp_path):
     ds = xrt.from_arrays([np.ones((5, 2))] * 3, 10.0)
     first = ds.trials.map(mixture, np.arange(50.0), out=tmp_path / "a.zarr")

@@ -119,10 +119,13 @@ class Call:
     def positional(self) -> dict[str, Any]:
         """Positional arguments by the names that the function gives them."""
         try:
-            names = list(inspect.signature(self.function).parameters)[1:]
+            parameters = list(inspect.signature(self.function).parameters.values())
         except (ValueError, TypeError):
-            names = []
-        names += [f"argument {position}" for position in range(len(names), len(self.argv))]
+            parameters = []
+        by_position = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+        names = [parameter.name for parameter in parameters if parameter.kind in by_position][1:]
+        rest = next((found.name for found in parameters if found.kind is inspect.Parameter.VAR_POSITIONAL), "argument")
+        names += [f"{rest}_{position}" for position in range(len(self.argv) - len(names))]
         return dict(zip(names, self.argv, strict=False))
 
     @cached_property

@@ -342,7 +342,7 @@ class ComputationalRoutine(ABC):
         log_dict : mapping, optional
             What to write in place of the keyword arguments.
         """
-        settings = dict({**self.call.positional, **self.cfg} if log_dict is None else log_dict)
+        settings = self._arguments() if log_dict is None else dict(log_dict)
         for key in RESERVED:
             settings.pop(key, None)
         returned = sorted({str(receipt["returned"]) for receipt in self._receipts().values() if "returned" in receipt})
@@ -417,7 +417,7 @@ class ComputationalRoutine(ABC):
         }
 
     def _arguments(self) -> dict[str, Any]:
-        return {**{str(position): value for position, value in enumerate(self.argv)}, **self.cfg}
+        return {**self.call.positional, **self.cfg}
 
     def _settle(self, dims: tuple[str, ...] | None, tight: bool) -> None:
         self._plan = make_plan(
@@ -457,7 +457,7 @@ class ComputationalRoutine(ABC):
         }
         cfg = {
             "routine": self.recorded_name,
-            "argv": encode(self.argv, "cfg", arrays),
+            "argv": [encode(value, f"cfg_{name}", arrays) for name, value in self.call.positional.items()],
             "kwargs": encode(self.cfg, "cfg", arrays),
             "options": {**encode(options, "cfg", arrays), "coords": coords},
             "input": identity(self.view),

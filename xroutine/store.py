@@ -371,9 +371,10 @@ def open_dataset(
     except (ValueError, KeyError, TypeError) as error:
         raise StoreError(f"{address(store)}: metadata or labels are damaged: {error}") from error
     # What is noted for the store as a whole would not be true of a copy.
-    del dataset.attrs[MARK]
-    dataset.encoding["source"] = str(store)
-    opened: xr.Dataset = dataset
+    attrs = {key: value for key, value in dataset.attrs.items() if key != MARK}
+    signal_first = sorted(dataset.data_vars, key=lambda name: name != mark["variable"])
+    opened = xr.Dataset({name: dataset[name] for name in signal_first}, dataset.coords, attrs)
+    opened.encoding["source"] = str(store)
     return opened
 
 
