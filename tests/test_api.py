@@ -155,13 +155,16 @@ def test_plain_function(ds, tmp_path):
     assert "channel: 2" in str(plan)
 
 
+MACHINE: dict = {}
+
+
+def counted(trial):
+    MACHINE["calls"].append(1)
+    return trial
+
+
 def test_same_call_again_computes_nothing(ds, tmp_path):
-    calls = []
-
-    def counted(trial):
-        calls.append(1)
-        return trial
-
+    calls = MACHINE["calls"] = []
     options = {"out": tmp_path / "out.zarr", "parallel": False}
     first = ds.trials.map(counted, **options)
     probes = len(calls) - 6
@@ -170,27 +173,26 @@ def test_same_call_again_computes_nothing(ds, tmp_path):
     xr.testing.assert_identical(first.load(), again.load())
 
 
+def fragile(arr, position, chunkShape=None, noCompute=None):
+    if noCompute:
+        return arr.shape, arr.dtype
+    MACHINE["computed"].append(position)
+    if MACHINE["broken"] and position == 3:
+        raise OSError("the machine went away")
+    return arr * 2
+
+
 def test_killed_run_goes_on(ds, tmp_path):
-    computed, broken = [], True
-
-    def fragile(arr, position, chunkShape=None, noCompute=None):
-        if noCompute:
-            return arr.shape, arr.dtype
-        computed.append(position)
-        if broken and position == 3:
-            raise OSError("the machine went away")
-        return arr * 2
-
+    MACHINE.update(computed=[], broken=True)
     options = {"out": tmp_path / "out.zarr", "parallel": False, "block_size": 2 * 705 * 16}
     with pytest.raises(OSError, match="went away"):
         ds.trials.map(fragile, xrt.per_trial(range(6)), **options)
     with pytest.raises(UnfinishedError, match=r"1 of [34] blocks are there"):
         xrt.open(tmp_path / "out.zarr")
     assert "fragile" in xrt.open(tmp_path / "out.zarr", unfinished=True)
-    computed.clear()
-    broken = False
+    MACHINE.update(computed=[], broken=False)
     result = ds.trials.map(fragile, xrt.per_trial(range(6)), **options)
-    assert computed == [2, 3, 4, 5]
+    assert MACHINE["computed"] == [2, 3, 4, 5]
     for found, before in zip(result.trials, ds.trials, strict=True):
         np.testing.assert_array_equal(found.values, before.values * 2)
 

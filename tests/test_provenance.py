@@ -17,7 +17,7 @@ from xroutine.call import PerTrial
 from xroutine.errors import PlanError, StoreError
 from xroutine.record import decode, dumps, encode
 
-plain = st.none() | st.booleans() | st.integers() | st.floats() | st.complex_numbers() | st.text()
+plain = st.none() | st.binary() | st.booleans() | st.integers() | st.floats() | st.complex_numbers() | st.text()
 arrays = hnp.arrays(
     hnp.integer_dtypes() | hnp.floating_dtypes(sizes=(32, 64)) | hnp.complex_number_dtypes(sizes=(64, 128)),
     hnp.array_shapes(max_dims=3),

@@ -17,6 +17,7 @@ from xroutine.errors import (
     OutputTypeError,
     PlanError,
     TrialsError,
+    UnfinishedError,
 )
 from xroutine.plan import Plan
 from xroutine.run import Work
@@ -177,7 +178,8 @@ def test_compute_wants_what_initialize_was_given():
         routine.compute(ds, xrt.Trials.empty())
     routine.initialize(ds, 0)
     with pytest.raises(PlanError, match="other data than initialize"):
-        routine.compute(ds.copy(), xrt.Trials.empty())
+        routine.compute(ds + 1, xrt.Trials.empty())
+    routine.compute(ds.copy(), xrt.Trials.empty())
     with pytest.raises(PlanError, match="expected empty Trials"):
         routine.compute(ds, xrt.Trials(ds))
     routine.compute(xrt.Trials(ds), xrt.Trials.empty())
@@ -485,6 +487,113 @@ def test_plan_survives_pickle_and_is_frozen():
     assert str(again) == str(plan)
     with pytest.raises(AttributeError):
         plan.name = "x"
+
+
+@pytest.mark.parametrize("name", ["row_start", "offset", "trial", "channel", "time", "rt", "detailed", "a/b", "a b"])
+def test_details_cannot_hide_labels(name, tmp_path):
+    def detailed(trial):
+        return trial, {name: 1}
+
+    ds = make(lengths=[5, 6], trialinfo={"rt": [0.1, 0.2]})
+    with pytest.raises(OutputError, match=r"in trial 0 .*would hide labels"):
+        ds.trials.map(detailed, out=tmp_path / "a.zarr", parallel=False)
+
+
+def test_details_are_there_for_process_metadata_and_may_be_bytes():
+    def told(arr, chunkShape=None, noCompute=None):
+        found = {"mark": np.bytes_(b"abc"), "many": np.array([b"a", b"bc"])}
+        return (arr.shape, arr.dtype) if noCompute else (arr, found)
+
+    seen = []
+    result = subclass(told, lambda self, data, out: seen.append(out.details))()(make(n=2))
+    assert seen[0]["mark"].tolist() == result.mark.values.tolist() == ["abc", "abc"]
+    assert result.many.values.tolist() == [["a", "bc"]] * 2
+
+
+def test_method_that_skips_blocks_is_not_committed(tmp_path):
+    routine, ds = subclass(scale, compute_nothing=lambda self, data, out: None)(), make()
+    routine.initialize(ds, 0)
+    with pytest.raises(PlanError, match="ran 0 of 1 blocks"):
+        routine.compute(ds, xrt.Trials.empty(tmp_path / "a.zarr"), method="nothing")
+    with pytest.raises(UnfinishedError):
+        xrt.open(tmp_path / "a.zarr")
+
+
+def test_offset_survives_whatever_is_set_first():
+    def halve(arr, chunkShape=None, noCompute=None):
+        return ((arr.shape[0] // 2, arr.shape[1]), arr.dtype) if noCompute else arr[::2]
+
+    def slower(self, data, out):
+        table = [[n * 10, n * 10 + 10, -5] for n in range(len(data.trials) if self.keeptrials else 1)]
+        if self.cfg.get("rate_first"):
+            out.samplerate, out.trialdefinition = data.samplerate / 2, table
+        else:
+            out.trialdefinition, out.samplerate = table, data.samplerate / 2
+
+    for keeptrials in (True, False):
+        result = subclass(halve, slower)()(make(offset=-10), keeptrials=keeptrials)
+        assert result.trials[0].time.values[0] == -0.1
+        assert result.trials.samplerate == 50.0
+
+
+def test_arguments_changed_after_construction_are_the_ones_used_and_recorded():
+    routine = subclass(scale)()
+    routine.cfg["factor"] = 5.0
+    result = routine(make())
+    np.testing.assert_array_equal(result.scale.values, make().data.values * 5)
+    assert result.trials.cfg["kwargs"] == {"factor": 5.0}
+
+
+def test_what_a_function_does_to_its_dict_stays_with_it():
+    def greedy(trial, options):
+        return trial * options.pop("gain")
+
+    options = {"gain": 2.0}
+    result = make().trials.map(greedy, options)
+    np.testing.assert_array_equal(result.greedy.values, make().data.values * 2)
+    assert options == {"gain": 2.0}
+    assert result.trials.cfg["argv"] == [{"gain": 2.0}]
+
+
+def test_one_plan_into_memory_and_then_into_a_store(tmp_path):
+    routine, ds = subclass(scale)(), make(lengths=[5, 9, 7])
+    routine.initialize(ds, 0)
+    routine.compute(ds, xrt.Trials.empty())
+    out = xrt.Trials.empty(tmp_path / "a.zarr")
+    routine.compute(ds, out)
+    assert out.dataset.scale.encoding["chunks"] == (21, 4)
+
+
+def test_log_set_in_process_metadata_is_kept():
+    result = subclass(scale, lambda self, data, out: setattr(out, "log", "by hand\n"))()(make())
+    assert result.trials.log.startswith("by hand\n|===")
+
+
+def test_overrides_with_the_published_signatures():
+    class Published(xrt.ComputationalRoutine):
+        computeFunction = staticmethod(scale)
+
+        def initialize(self, data, out_stackingdim, chan_per_worker=None, keeptrials=True):
+            super().initialize(data, out_stackingdim, chan_per_worker, keeptrials)
+
+        def compute(
+            self,
+            data,
+            out,
+            parallel=False,
+            parallel_store=None,
+            method=None,
+            mem_thresh=0.5,
+            log_dict=None,
+            parallel_debug=False,
+        ):
+            super().compute(data, out, parallel, parallel_store, method, mem_thresh, log_dict, parallel_debug)
+
+        def process_metadata(self, data, out):
+            assert self.trialList == [0, 1]
+            out.channel = None
+
+    assert "channel" not in Published()(make(n=2)).coords
 
 
 def test_tasks_do_not_grow_with_the_number_of_trials():

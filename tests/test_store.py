@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import shutil
 import warnings
+from functools import partial
 
 import dask
 import numpy as np
@@ -173,6 +175,62 @@ def test_nothing_is_overwritten_unasked(dense, tmp_path):
     assert before == {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
     dense.trials.map(np.absolute, out=out, overwrite=True)
     assert set(xrt.open(out).data_vars) == {"absolute"}
+
+
+class Affine:
+    def __init__(self, gain):
+        self.gain = gain
+
+    def __call__(self, values):
+        return values * self.gain
+
+
+def applied(trial, change):
+    return change(trial)
+
+
+def enclosing(gain):
+    def inner(trial):
+        return trial * gain
+
+    return inner
+
+
+def test_another_function_under_the_same_name_is_another_plan(dense, tmp_path):
+    pairs = [
+        (lambda trial: trial * 2, lambda trial: trial * 3),
+        (enclosing(2), enclosing(3)),
+        (partial(np.multiply, 2), partial(np.multiply, 3)),
+        (Affine(2), Affine(3)),
+    ]
+    for number, (first, second) in enumerate(pairs):
+        for as_argument in (False, True):
+            out = tmp_path / f"{number}{as_argument}.zarr"
+            run = partial(dense.trials.map, applied) if as_argument else dense.trials.map
+            again = run(first, out=out)
+            with pytest.raises(TargetExistsError, match=r"what differs:\n  (code|object change|routine): "):
+                run(second, out=out)
+            xr.testing.assert_identical(run(first, out=out), again)
+    dense.trials.map(np.negative, out=tmp_path / "coords.zarr", coords={"time": np.arange(40.0)})
+    with pytest.raises(TargetExistsError, match="coords time"):
+        dense.trials.map(np.negative, out=tmp_path / "coords.zarr", coords={"time": np.arange(40.0) + 1})
+
+
+def test_labels_that_cannot_be_stored_are_refused_before_anything_is(dense, tmp_path):
+    odd = dense.assign_coords({"reaction time": ("trial", np.arange(30))})
+    with pytest.raises(StoreError, match="'reaction time': a name with a space"):
+        odd.trials.map(np.negative, out=tmp_path / "a.zarr")
+    assert not (tmp_path / "a.zarr").exists()
+
+
+def test_verify_misses_nothing_that_was_committed(dense, tmp_path):
+    for lost in ("negative", "trial", "channel/c", "negative/zarr.json", "offset/zarr.json"):
+        out = tmp_path / lost.replace("/", "-")
+        dense.trials.map(np.negative, out=out)
+        xrt.verify(out)
+        shutil.rmtree(out / lost) if (out / lost).is_dir() else (out / lost).write_text("{")
+        with pytest.raises(DamagedError, match=lost.partition("/")[0]):
+            xrt.verify(out)
 
 
 def test_targets_that_are_something_else(dense, tmp_path):

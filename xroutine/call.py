@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -130,8 +131,8 @@ class Call:
 
     @cached_property
     def varies(self) -> bool:
-        """Whether any argument differs from trial to trial."""
-        return any(isinstance(value, PerTrial) for value in (*self.argv, *self.kwargs.values()))
+        """Whether any argument has to be made anew for each trial."""
+        return any(isinstance(value, (PerTrial, dict, list, set)) for value in (*self.argv, *self.kwargs.values()))
 
     def check_length(self, n_trials: int) -> None:
         """Raise `ArgumentError` where a per-trial argument does not have one value a trial."""
@@ -155,7 +156,9 @@ class Call:
         """Positional and keyword arguments of one trial."""
 
         def one(value: Any) -> Any:
-            return value[index] if isinstance(value, PerTrial) else value
+            value = value[index] if isinstance(value, PerTrial) else value
+            # What a function does to a dict that it is given must not reach the next trial.
+            return copy.deepcopy(value) if isinstance(value, (dict, list, set)) else value
 
         if not self.varies:
             return self.argv, self.kwargs

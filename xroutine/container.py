@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 import xarray as xr
 
-from xroutine.create import labels
+from xroutine.create import labels, read_trialdefinition
 from xroutine.errors import TrialsError
 from xroutine.record import ROLE, decode, loads
 from xroutine.store import Location
@@ -42,6 +42,7 @@ class Trials:
         self._declared: tuple[str, ...] | None = None
         self._dataset: xr.Dataset | None = None
         self._name = ""
+        self._offset: int | None = None
         if dataset is not None:
             self._dataset = as_dataset(dataset)
             self._name = view(self._dataset, variable).name
@@ -126,8 +127,7 @@ class Trials:
 
     @channel.setter
     def channel(self, names: Sequence[Any] | np.ndarray[Any, Any] | None) -> None:
-        if names is not None:
-            self._set_coord(CHANNEL, names)
+        self._set_coord(CHANNEL, names)
 
     @property
     def samplerate(self) -> float | None:
@@ -156,33 +156,20 @@ class Trials:
 
     @trialdefinition.setter
     def trialdefinition(self, table: Any) -> None:
-        found, rows = self.view, np.asarray(table)
-        if (
-            rows.ndim != 2
-            or rows.shape[1] < 3
-            or not len(rows)
-            or not np.array_equal(rows[:, :3], rows[:, :3].astype(int))
-        ):
-            raise TrialsError(
-                f"trialdefinition: expected integers of shape (n, 3) or wider, got {rows.dtype} {rows.shape}"
-            )
-        if found.layout == "single" and len(rows) > 1:  # an average of trials that lie alike
-            rows = np.unique(np.column_stack([rows[:, 1] - rows[:, 0], rows[:, 2]]), axis=0)
-            if len(rows) > 1:
-                raise TrialsError(
-                    "trialdefinition: one row is expected, or rows of one length and offset, for an average"
-                )
-            rows = np.array([[0, rows[0, 0], rows[0, 1]]])
-        if len(rows) != len(found):
-            raise TrialsError(f"trialdefinition: {len(rows)} rows for {len(found)} trials")
+        found = self.view
+        start, stop, offset, columns = read_trialdefinition(table)
+        size = stop - start
+        if found.layout == "single" and len(np.unique(np.stack([size, offset]), axis=1).T) == 1:
+            # Rows of one length and offset, for the average of the trials that they describe.
+            size, offset = size[:1], offset[:1]
+        if len(size) != len(found):
+            raise TrialsError(f"trialdefinition: {len(size)} rows for {len(found)} trials")
         if TIME in found.dims:
-            size = (rows[:, 1] - rows[:, 0]).astype(np.int64)
             bad = np.flatnonzero(size != found.size)
             if bad.size:
                 raise TrialsError(
                     f"trialdefinition: trial {bad[0]} has {size[bad[0]]} rows there, {found.size[bad[0]]} in the data"
                 )
-            offset = rows[:, 2].astype(np.int64)
             if found.layout != "ragged":
                 if (offset != offset[0]).any():
                     raise TrialsError("trialdefinition: trials that share a time axis have one offset")
@@ -190,8 +177,7 @@ class Trials:
             if found.layout != "single":
                 self._dataset = self.dataset.assign_coords(offset=(TRIAL, offset))
         if found.layout != "single":
-            extra = {f"trialinfo_{k - 3}": (TRIAL, rows[:, k]) for k in range(3, rows.shape[1])}
-            self._dataset = self.dataset.assign_coords(extra)
+            self._dataset = self.dataset.assign_coords({key: (TRIAL, column) for key, column in columns.items()})
 
     @property
     def sampleinfo(self) -> np.ndarray[Any, np.dtype[np.int64]]:
@@ -259,6 +245,9 @@ class Trials:
 
     def _set_coord(self, dim: str, values: Any) -> None:
         found = self.view
+        if values is None:
+            self._dataset = self.dataset.drop_vars(dim, errors="ignore")
+            return
         if dim not in found.dims or (found.layout == "ragged" and dim == found.stack):
             raise AttributeError(
                 f"cannot set {dim!r}: the trials' dims are {found.dims}; set .dims to call them otherwise"
@@ -274,10 +263,12 @@ class Trials:
         if "offset" in self.dataset.coords:
             return int(self.dataset.coords["offset"].values[0])
         offset = self.view.offset
-        return 0 if offset is None else int(offset[0])
+        if self._offset is not None or offset is None:
+            return self._offset or 0
+        return int(offset[0])
 
     def _set_time(self, offset: int) -> None:
-        found = self.view
+        found, self._offset = self.view, offset
         if found.samplerate is not None:
             time = seconds(offset, found.variable.sizes[TIME], found.samplerate)
             self._dataset = self.dataset.assign_coords({TIME: (TIME, time, {"units": "s"})})

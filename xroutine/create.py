@@ -11,7 +11,7 @@ import pandas as pd
 import xarray as xr
 
 from xroutine.errors import TrialsError
-from xroutine.trials import CHANNEL, SAMPLE, TABLE, TIME, TRIAL, check_samplerate, seconds
+from xroutine.trials import CHANNEL, SAMPLE, TABLE, TIME, TRIAL, IntArray, check_samplerate, seconds
 
 TrialInfo = Mapping[str, Sequence[Any] | npt.NDArray[Any]] | pd.DataFrame
 
@@ -135,12 +135,7 @@ def cut(
     if "samplerate" not in recording.attrs:
         raise TrialsError("recording has no attribute `samplerate` (Hz): set recording.attrs['samplerate']")
     samplerate = check_samplerate(recording.attrs["samplerate"], "attribute `samplerate` of the recording")
-    table = np.asarray(trialdefinition)
-    if table.ndim != 2 or table.shape[1] < 3 or not len(table) or table.dtype.kind not in "iuf":
-        raise TrialsError(
-            f"trialdefinition: expected integers of shape (n, 3) or wider, got {table.dtype} {table.shape}"
-        )
-    start, stop, offset = (_integers(table[:, column], "trialdefinition", len(table)) for column in range(3))
+    start, stop, offset, columns = read_trialdefinition(trialdefinition)
     rows = recording.sizes[TIME]
     bad = np.flatnonzero((start < 0) | (stop <= start) | (stop > rows))
     if bad.size:
@@ -149,8 +144,8 @@ def cut(
             f"trialdefinition, trial {first}: rows {start[first]} to {stop[first]} are not a stretch of the recording, "
             f"which has rows 0 to {rows} ({bad.size} such trials)"
         )
-    coords = _trial_coords(len(table), offset, trial, trialinfo)
-    coords |= {f"trialinfo_{column - 3}": (TRIAL, table[:, column]) for column in range(3, table.shape[1])}
+    coords = _trial_coords(len(start), offset, trial, trialinfo)
+    coords |= {key: (TRIAL, column) for key, column in columns.items()}
     coords |= {"row_start": (TRIAL, start), "row_size": (TRIAL, stop - start)}
     if CHANNEL not in recording.coords:
         coords |= _channel_coord(None, recording.sizes[CHANNEL])
@@ -160,14 +155,29 @@ def cut(
     return signal.to_dataset(name=recording.name or "data").assign_coords(coords)
 
 
-def _integers(values: Any, what: str, count: int) -> npt.NDArray[np.int64]:
+def read_trialdefinition(
+    trialdefinition: npt.ArrayLike,
+) -> tuple[IntArray, IntArray, IntArray, dict[str, npt.NDArray[Any]]]:
+    """First rows, rows after the last, offsets, and further columns as trial info ``trialinfo_0``, ..."""
+    table = np.asarray(trialdefinition)
+    if table.ndim != 2 or table.shape[1] < 3 or not len(table) or table.dtype.kind not in "iuf":
+        raise TrialsError(
+            f"trialdefinition: expected integers of shape (n, 3) or wider, got {table.dtype} {table.shape}"
+        )
+    start, stop, offset = (_integers(table[:, column], "trialdefinition", len(table)) for column in range(3))
+    return start, stop, offset, {f"trialinfo_{k - 3}": table[:, k] for k in range(3, table.shape[1])}
+
+
+def _integers(values: Any, what: str, count: int) -> IntArray:
+    """Whole numbers of samples, one a trial; floats may be off by a millionth, as ``0.29 * 100`` is."""
     column = np.asarray(values)
     if column.shape != (count,):
         raise TrialsError(f"{what}: expected {count} values, one a trial, got shape {column.shape}")
-    whole = column.astype(np.int64) if column.dtype.kind in "iuf" else None
-    if whole is None or not np.array_equal(whole, column):
+    whole = np.rint(column).astype(np.int64) if column.dtype.kind in "iuf" and np.isfinite(column).all() else None
+    if whole is None or not np.allclose(whole, column, rtol=0, atol=1e-6):
         raise TrialsError(f"{what}: expected whole numbers of samples, got {column.dtype} {column[:3]!r}")
-    return whole
+    found: IntArray = whole
+    return found
 
 
 def labels(values: Sequence[Hashable] | npt.NDArray[Any], what: str, count: int) -> npt.NDArray[Any]:
@@ -191,7 +201,7 @@ def _channel_coord(channel: Sequence[Hashable] | None, count: int) -> dict[str, 
 
 def _trial_coords(
     count: int,
-    offset: npt.NDArray[np.int64],
+    offset: IntArray,
     trial: Sequence[Hashable] | None,
     trialinfo: TrialInfo | None,
 ) -> dict[str, Any]:

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import hashlib
+import inspect
 import json
 import platform
 from collections.abc import Mapping
 from datetime import UTC, datetime
+from functools import partial
 from importlib.metadata import version
+from types import BuiltinFunctionType, CodeType, FunctionType, MethodType
 from typing import Any
 
+import cloudpickle
 import numpy as np
 import xarray as xr
 
@@ -49,13 +53,16 @@ def encode(value: Any, name: str, arrays: dict[str, np.ndarray[Any, Any]] | None
         return value
     if type(value) is float:
         return value if np.isfinite(value) else {"$float": repr(value)}
+    if isinstance(value, bytes):
+        return {"$bytes": value.hex()}
     if type(value) is complex:
         return {"$complex": repr(value)}
     if isinstance(value, np.generic) and value.dtype.kind in "biufc":
         return {"$scalar": [value.dtype.str, repr(value.item())]}
-    if isinstance(value, np.ndarray) and value.dtype.kind in "biufcUT":
-        if arrays is None:
-            return {"$values": [value.dtype.str, encode(value.tolist(), name, None)]}
+    if isinstance(value, np.ndarray) and value.dtype.kind in "biufcSUT":
+        if arrays is None or value.dtype.kind == "S":
+            listed = value.astype("U") if value.dtype.kind == "S" else value
+            return {"$values": [value.dtype.str, encode(listed.tolist(), name, None)]}
         arrays[name] = value
         return {"$array": name}
     if isinstance(value, (list, tuple)):
@@ -108,6 +115,8 @@ def decode(value: Any, arrays: Mapping[Any, Any], strict: bool = True) -> Any:
     try:
         if kind == "$values":
             return np.array(decode(content[1], arrays, strict), dtype=content[0])
+        if kind == "$bytes":
+            return bytes.fromhex(content)
         if kind == "$float":
             return float(content)
         if kind == "$complex":
@@ -160,6 +169,54 @@ def digest(*arrays: Any) -> str:
         else:
             total.update(np.ascontiguousarray(values).data if values.dtype.kind not in "mM" else values.tobytes())
     return total.hexdigest()[:16]
+
+
+def code_digest(value: Any) -> str:
+    """A short fingerprint of what a function does, or of the state of another object.
+
+    Of functions it covers the source (of lambdas, and where there is no source, the bytecode), the defaults, and what
+    they enclose; not the globals that they use.
+    """
+    return hashlib.sha256(repr(_words(value, set())).encode()).hexdigest()[:16]
+
+
+def _words(value: Any, seen: set[int]) -> Any:
+    """Nested tuples that tell one object from another."""
+    if value is None or isinstance(value, (bool, int, float, complex, str, bytes, type(...))):
+        return repr(value)
+    if isinstance(value, (np.ndarray, np.generic)):
+        return digest(value)
+    if id(value) in seen:
+        return "again"
+    seen = seen | {id(value)}
+    if isinstance(value, CodeType):
+        return value.co_code, value.co_names, _words(value.co_consts, seen)
+    if isinstance(value, Mapping):
+        return tuple((repr(key), _words(item, seen)) for key, item in value.items())
+    if isinstance(value, (list, tuple)):
+        return tuple(_words(item, seen) for item in value)
+    if isinstance(value, partial):
+        return "partial", _words((value.func, value.args, value.keywords), seen)
+    if isinstance(value, FunctionType):
+        enclosed = [cell.cell_contents for cell in value.__closure__ or ()]
+        return _source(value) or _words(value.__code__, seen), _words(
+            (value.__defaults__, value.__kwdefaults__, enclosed), seen
+        )
+    if isinstance(value, MethodType):
+        return _words((value.__func__, value.__self__), seen)
+    if isinstance(value, (type, BuiltinFunctionType, np.ufunc)):
+        return name_of(value), _source(value)
+    try:
+        return name_of(type(value)), cloudpickle.dumps(value)
+    except Exception:  # noqa: BLE001  # what cannot be pickled is told by its text
+        return name_of(type(value)), repr(value)
+
+
+def _source(value: Any) -> str:
+    try:
+        return "" if getattr(value, "__name__", "") == "<lambda>" else inspect.getsource(value)
+    except (OSError, TypeError):
+        return ""
 
 
 def now() -> str:

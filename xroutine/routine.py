@@ -14,15 +14,15 @@ import xarray as xr
 from xroutine.call import RESERVED, Call, name_of
 from xroutine.container import Trials
 from xroutine.engine import Engine, Local, Serial, choose
-from xroutine.errors import NotEnoughMemoryError, PlanError
+from xroutine.errors import ArgumentError, NotEnoughMemoryError, PlanError
 from xroutine.labels import result_labels
 from xroutine.plan import Plan, nbytes_text
 from xroutine.planner import BLOCK_SIZE, make_plan
-from xroutine.record import ROLE, digest, dumps, encode, history_line, log_entry, now, versions
+from xroutine.record import ROLE, code_digest, digest, dumps, encode, history_line, log_entry, now, versions
 from xroutine.run import collect_details, execute
 from xroutine.source import Source, identity
 from xroutine.store import Location, MemoryTarget, Target, ZarrTarget, allocate, locate, open_dataset
-from xroutine.trials import View, as_dataset, view
+from xroutine.trials import TABLE, View, as_dataset, view
 
 logger = logging.getLogger("xroutine")
 
@@ -75,6 +75,8 @@ class ComputationalRoutine(ABC):
     _number_dims = True
 
     def __init__(self, *argv: Any, **kwargs: Any) -> None:
+        if not hasattr(type(self), "computeFunction"):
+            raise ArgumentError(f"{type(self).__name__} has no computeFunction: bind it with staticmethod(function)")
         self.call = Call.bind(type(self).computeFunction, argv, kwargs)
         self.argv: list[Any] = list(argv)
         self.cfg: dict[str, Any] = dict(self.call.kwargs)
@@ -86,6 +88,7 @@ class ComputationalRoutine(ABC):
         self._engine: Engine = Serial()
         self._target: Target | None = None
         self._parallel_store = False
+        self._reserved: frozenset[str] = frozenset()
         self._progress: bool | None = None
 
     def __repr__(self) -> str:
@@ -139,6 +142,11 @@ class ComputationalRoutine(ABC):
         return self.plan.n_trials
 
     @property
+    def trialList(self) -> list[int]:
+        """Positions of the trials to process."""
+        return list(range(self.plan.n_trials))
+
+    @property
     def numBlocksPerTrial(self) -> int:
         """Number of channel blocks."""
         return self.plan.n_branches
@@ -181,6 +189,8 @@ class ComputationalRoutine(ABC):
         PlanError
             Where the plan cannot work as asked for.
         """
+        # Arguments may have been changed since the routine was made.
+        self.call = Call.bind(type(self).computeFunction, self.argv, self.cfg)
         self.keeptrials = keeptrials
         self._asked = {
             "out_stackingdim": out_stackingdim,
@@ -244,7 +254,8 @@ class ComputationalRoutine(ABC):
             Where `out` holds something else than this plan's result.
         """
         plan = self.plan
-        if data is not self._data and as_dataset(data) is not as_dataset(self._data):
+        same = data is self._data or as_dataset(data) is self.view.dataset
+        if not same and identity(view(data, self.view.name)) != identity(self.view):
             raise PlanError(
                 f"{type(self).__name__}: compute was given other data than initialize; initialize it with these"
             )
@@ -274,6 +285,12 @@ class ComputationalRoutine(ABC):
             return
         source = Trials(self.view.dataset, self.view.name)
         run(source, out)
+        if len(target.receipts) != len(self.plan):
+            raise PlanError(
+                f"{run.__name__} ran {len(target.receipts)} of {len(self.plan)} blocks: a method of one's own has to "
+                f"call compute_sequential or compute_parallel"
+            )
+        out._dataset = out.dataset.assign(collect_details(self.plan, target.receipts))
         self.process_metadata(source, out)
         self.write_log(source, out, log_dict)
         self._commit(out, target)
@@ -288,9 +305,7 @@ class ComputationalRoutine(ABC):
             Whether blocks will write their own chunks.
         """
         self._parallel_store = parallel_store
-        in_memory = out._location is None
-        if in_memory or (out._declared and out._declared != self.plan.output.dims):
-            self._settle(out._declared or self.out_dims, tight=in_memory)
+        self._settle(out._declared or self.out_dims, tight=out._location is None)
         plan = self.plan
         labels = result_labels(self.view, plan, self.coords)
         if plan.name in labels.variables or plan.name in plan.target.dims:
@@ -308,6 +323,9 @@ class ComputationalRoutine(ABC):
             overwrite, compressors = out._options["overwrite"], out._options["compressors"]
             target = allocate(store, plan, self.fingerprint(), overwrite, compressors, labels)
             self._target, array = target, target.variable()
+        self._reserved = frozenset(
+            {plan.name, *plan.target.dims, *plan.output.dims, *TABLE, *map(str, labels.variables)}
+        )
         array.attrs = dict(labels.attrs)
         out._name = plan.name
         out._dataset = labels.drop_attrs(deep=False).assign({plan.name: array})
@@ -355,7 +373,7 @@ class ComputationalRoutine(ABC):
         out._dataset = out.dataset.assign(arrays).assign_attrs(
             cfg=dumps(cfg), history=f"{before}\n{line}" if before else line
         )
-        out.log = data.log + log_entry(self.name, time, settings)
+        out.log = data.log + out.log + log_entry(self.name, time, settings)
 
     def __call__(
         self,
@@ -391,20 +409,26 @@ class ComputationalRoutine(ABC):
         xarray.Dataset
             The labelled result.
         """
-        self.initialize(data, out_stackingdim, chan_per_worker, keeptrials, variable=variable, block_size=block_size)
+        # Overrides with the published signatures do not know what xroutine adds to them.
+        added: dict[str, Any] = {"variable": variable, "block_size": block_size if block_size != BLOCK_SIZE else None}
+        self.initialize(data, out_stackingdim, chan_per_worker, keeptrials, **_given(added))
         handle = Trials.empty(out, overwrite=overwrite, compressors=compressors, storage_options=storage_options)
-        self.compute(
-            data, handle, parallel, parallel_store, mem_thresh=mem_thresh, scheduler=scheduler, progress=progress
-        )
+        added = {"scheduler": scheduler, "progress": progress}
+        self.compute(data, handle, parallel, parallel_store, mem_thresh=mem_thresh, **_given(added))
         return handle.dataset
 
     def fingerprint(self) -> dict[str, Any]:
         """What has to be equal for a run to go on where another one stopped, in words and digests."""
         plan, arrays = self.plan, dict[str, np.ndarray[Any, Any]]()
         arguments = {f"argument {key}": encode(value, f"{key}", arrays) for key, value in self._arguments().items()}
+        objects = {key: value for key, value in self._arguments().items() if callable(value)}
+        coords = {} if self.coords is None else self.coords
         return {
             "routine": self.recorded_name,
+            "code": code_digest((type(self).computeFunction, type(self).process_metadata)),
             **arguments,
+            **{f"object {key}": code_digest(value) for key, value in objects.items()},
+            **{f"coords {key}": code_digest(value) for key, value in coords.items()},
             **{f"array {key}": digest(value) for key, value in arrays.items()},
             **{f"input {key}": value for key, value in identity(self.view).items()},
             "output dims": list(plan.target.dims),
@@ -442,8 +466,15 @@ class ComputationalRoutine(ABC):
     def _execute(self, engine: Engine) -> None:
         if self._target is None:
             raise PlanError(f"{type(self).__name__}: call compute(data, out), which allocates the target first")
-        source = Source(self.view.variable)
-        execute(self.plan, source, self._target, engine, parallel_store=self._parallel_store, progress=self._progress)
+        execute(
+            self.plan,
+            Source(self.view.variable),
+            self._target,
+            engine,
+            parallel_store=self._parallel_store,
+            reserved=self._reserved,
+            progress=self._progress,
+        )
 
     def _cfg(self) -> tuple[dict[str, Any], dict[str, xr.Variable]]:
         """What was called, as JSON, and the arrays in it as variables."""
@@ -480,12 +511,16 @@ class ComputationalRoutine(ABC):
         return {} if self._target is None else self._target.receipts
 
     def _commit(self, out: Trials, target: Target) -> None:
-        plan, dataset = self.plan, out.dataset.assign(collect_details(self.plan, target.receipts))
+        plan, dataset = self.plan, out.dataset
         if not plan.keeptrials:
             dataset = dataset.assign_coords(n_trials=plan.n_trials)
         signal = dataset[plan.name]
         rename = {was: str(now) for was, now in zip(plan.target.dims, signal.dims, strict=True) if was != now}
         out._dataset = target.commit(dataset.drop_vars(plan.name), dict(signal.attrs), rename)
+
+
+def _given(options: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in options.items() if value is not None}
 
 
 def _short(value: Any) -> str:

@@ -86,6 +86,7 @@ class PlanFacts:
     dtype: np.dtype[Any]
     fill_value: Any
     keeptrials: bool
+    reserved: frozenset[str]
 
     def trials(self, block: Block, pieces: list[Array]) -> Iterator[Array]:
         """The block's trials, each an array of its own that the compute function may change."""
@@ -186,6 +187,10 @@ def _compute(
         else:
             out += values
         if found:
+            clash = [key for key in found if key in facts.reserved or not str(key).isidentifier()]
+            if clash:
+                where = _where(facts, block, index, given_shape, trial.dtype)
+                raise OutputError(f"{where}: details {clash} would hide labels of the result: give them other names")
             details[block.first + index] = found
     return returned, details
 
@@ -199,7 +204,14 @@ def _where(facts: PlanFacts, block: Block, index: int, shape: tuple[int, ...], d
 
 
 def execute(
-    plan: Plan, source: Source, target: Target, engine: Engine, *, parallel_store: bool, progress: bool | None = None
+    plan: Plan,
+    source: Source,
+    target: Target,
+    engine: Engine,
+    *,
+    parallel_store: bool,
+    reserved: frozenset[str] = frozenset(),
+    progress: bool | None = None,
 ) -> None:
     """Run every block of a plan that the target does not hold yet.
 
@@ -207,6 +219,8 @@ def execute(
     ----------
     parallel_store : bool
         Blocks write their own chunks; otherwise the coordinator writes them one after the other.
+    reserved : frozenset of str
+        Names that details cannot have.
     progress : bool, optional
         Show a progress bar; if left out, where a person is looking.
 
@@ -222,7 +236,7 @@ def execute(
         )
     writes = parallel_store and plan.keeptrials
     travels = source.is_dask or (engine.remote and source.in_memory)
-    work = Work(_facts(plan), None if travels else source, target if writes else None)
+    work = Work(_facts(plan, reserved), None if travels else source, target if writes else None)
     if not plan.keeptrials:
         # Partial results are not stored: an average that was interrupted starts again.
         target.receipts.clear()
@@ -275,7 +289,7 @@ def collect_details(plan: Plan, receipts: dict[int, dict[str, Any]]) -> dict[str
                 cells.setdefault(key, {})[int(position), number % plan.n_branches] = value
     variables = {}
     for key, values in cells.items():
-        arrays = [np.asarray(value) for value in values.values()]
+        arrays = [_text(np.asarray(value)) for value in values.values()]
         alike = len({array.shape for array in arrays}) == 1 and all(array.dtype.kind in "biufcU" for array in arrays)
         if not alike:
             arrays = [np.asarray(json.dumps(encode(value, key, None))) for value in values.values()]
@@ -298,7 +312,11 @@ def collect_details(plan: Plan, receipts: dict[int, dict[str, Any]]) -> dict[str
     return variables
 
 
-def _facts(plan: Plan) -> PlanFacts:
+def _text(array: Array) -> Array:
+    return array.astype("U") if array.dtype.kind == "S" else array
+
+
+def _facts(plan: Plan, reserved: frozenset[str] = frozenset()) -> PlanFacts:
     return PlanFacts(
         name=plan.name,
         layout=plan.layout,
@@ -313,6 +331,7 @@ def _facts(plan: Plan) -> PlanFacts:
         dtype=plan.output.dtype,
         fill_value=plan.target.fill_value,
         keeptrials=plan.keeptrials,
+        reserved=reserved,
     )
 
 

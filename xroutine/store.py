@@ -6,7 +6,7 @@ import json
 import os
 import time
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Hashable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -83,6 +83,7 @@ class ZarrTarget:
         self._fresh: set[int] = set()
         self._recorded = time.monotonic()
         self._array: zarr.Array[Any] | None = None
+        self._allocated: Mapping[Hashable, xr.Variable] = {}
 
     def __getstate__(self) -> dict[str, Any]:
         # A worker gets the recipe only, and opens the array once.
@@ -137,14 +138,17 @@ class ZarrTarget:
         array.attrs.update(signal)
         if rename:
             _rename_dims(self.store, self.name, rename)
-        mark = zarr.open_group(self.store, mode="r", use_consolidated=False).attrs[MARK]
-        # xarray replaces the root's attributes; the mark has to be among them at every moment.
-        write_dataset(self.store, labels.drop_attrs(deep=False).assign_attrs({MARK: mark}))
+        mark = str(zarr.open_group(self.store, mode="r", use_consolidated=False).attrs[MARK])
+        there = [n for n, v in labels.variables.items() if n in self._allocated and v.identical(self._allocated[n])]
+        write_labels(self.store, labels.drop_vars(there), mark)
+        # What xarray calls coordinates, where it wrote all of them at once.
+        coordinates = " ".join(str(name) for name in labels.coords if name not in labels.dims)
         with warnings.catch_warnings():
             # Consolidated metadata is an extension that xarray, zarr-python and others read.
             warnings.filterwarnings("ignore", "Consolidated metadata", UserWarning)
             group = zarr.consolidate_metadata(self.store)
-        group.attrs.update({**labels.attrs, MARK: dumps({**loads(mark, MARK), "status": "complete"})})
+        complete = dumps({**loads(mark, MARK), "status": "complete"})
+        group.attrs.update({**labels.attrs, "coordinates": coordinates, MARK: complete})
         return open_dataset(self.store)
 
 
@@ -235,8 +239,10 @@ def allocate(
         dimension_names=("block",),
         compressors=[ZstdCodec(checksum=True)],
     )
-    write_dataset(store, labels.drop_attrs(deep=False).assign_attrs({MARK: dumps(mark)}))
-    return ZarrTarget(store, plan.name)
+    write_labels(store, labels, dumps(mark))
+    target = ZarrTarget(store, plan.name)
+    target._allocated = labels.variables
+    return target
 
 
 def with_checksum(compressors: Any, dtype: np.dtype[Any]) -> list[Any]:
@@ -259,30 +265,28 @@ def with_checksum(compressors: Any, dtype: np.dtype[Any]) -> list[Any]:
 
 
 def check_storable(labels: xr.Dataset) -> None:
-    """Raise for labels that Zarr has no dtype for."""
+    """Raise for labels that cannot be stored under their name or with their values."""
     for name, coord in labels.variables.items():
+        if " " in str(name) or "/" in str(name):
+            raise StoreError(f"labels {name!r}: a name with a space or a slash cannot be stored, rename it")
         if coord.dtype == object and not all(isinstance(value, str) for value in coord.values.flat):
             kinds = sorted({type(value).__name__ for value in coord.values.flat})
             raise StoreError(f"labels {name!r} hold objects ({', '.join(kinds)}): make them all strings or all numbers")
 
 
-def write_dataset(store: Store, dataset: xr.Dataset) -> None:
+def write_labels(store: Store, labels: xr.Dataset, mark: str) -> None:
     """Write labels and other small variables into the root of a store, in place of those that are there.
 
     Each is one chunk, with a checksum.
     """
     group = zarr.open_group(store, mode="r+", use_consolidated=False)
-    for name in set(dataset.variables) & set(group.array_keys()):
+    for name in set(labels.variables) & set(group.array_keys()):
         del group[str(name)]
-    plain = dataset.drop_encoding()
-    for name, variable in plain.variables.items():
-        if variable.dtype.kind == "U":
-            # Zarr v3 has a specified dtype for strings of any length, none yet for NumPy's fixed-length ones.
-            plain = (
-                plain.assign_coords({name: variable.astype(object)})
-                if name in plain.coords
-                else plain.assign({name: variable.astype(object)})
-            )
+    # xarray replaces the root's attributes; the mark has to be among them at every moment.
+    plain = labels.drop_encoding().drop_attrs(deep=False).assign_attrs({MARK: mark})
+    # Zarr v3 has a specified dtype for strings of any length, none yet for NumPy's fixed-length ones.
+    fixed = {name: variable for name, variable in plain.variables.items() if variable.dtype.kind == "U"}
+    plain = plain.assign({name: variable.astype(object) for name, variable in fixed.items()})
     codecs = {"compressors": [ZstdCodec(checksum=True)]}
     encoding = {
         name: {**codecs, **({"chunks": variable.shape} if variable.ndim and variable.size else {})}
