@@ -13,8 +13,8 @@ import xroutine
 PACKAGE = Path(xroutine.__file__).parent
 FLOORS = [
     ["errors"],
-    ["trials", "create", "selection", "dense", "call", "dryrun", "blocks", "layout", "reduce", "record"],
-    ["plan", "planner", "labels"],
+    ["trials", "create", "selection", "dense", "call", "dryrun", "blocks", "layout", "reduce", "record", "blas"],
+    ["plan", "planner", "labels", "details"],
     ["source", "store", "engine"],
     ["run", "verify"],
     ["container", "routine", "function", "save", "accessor", "replay", "demo", "cli"],

@@ -216,6 +216,22 @@ def test_another_function_under_the_same_name_is_another_plan(dense, tmp_path):
         dense.trials.map(np.negative, out=tmp_path / "coords.zarr", coords={"time": np.arange(40.0) + 1})
 
 
+@pytest.mark.parametrize("reached", ["zarr.Group.create_array", "xroutine.store.write_labels"])
+def test_allocation_killed_half_way_is_made_again(dense, tmp_path, monkeypatch, reached):
+    def killed(*args, **kwargs):
+        raise KeyboardInterrupt
+
+    out = tmp_path / "a.zarr"
+    with monkeypatch.context() as patch:
+        patch.setattr(reached, killed)
+        with pytest.raises(KeyboardInterrupt):
+            dense.trials.map(np.negative, out=out)
+    with pytest.raises(UnfinishedError, match="0 of 1 blocks"):
+        xrt.open(out)
+    dense.trials.map(np.negative, out=out)
+    xrt.verify(out)
+
+
 def test_labels_that_cannot_be_stored_are_refused_before_anything_is(dense, tmp_path):
     odd = dense.assign_coords({"reaction time": ("trial", np.arange(30))})
     with pytest.raises(StoreError, match="'reaction time': a name with a space"):

@@ -13,13 +13,14 @@ import xarray as xr
 
 from xroutine.call import RESERVED, Call, name_of
 from xroutine.container import Trials
+from xroutine.details import collect_details
 from xroutine.engine import Engine, Local, Serial, choose
 from xroutine.errors import ArgumentError, NotEnoughMemoryError, PlanError
 from xroutine.labels import result_labels
 from xroutine.plan import Plan, nbytes_text
 from xroutine.planner import BLOCK_SIZE, make_plan
 from xroutine.record import ROLE, code_digest, digest, dumps, encode, history_line, log_entry, now, versions
-from xroutine.run import collect_details, execute
+from xroutine.run import execute
 from xroutine.source import Source, identity
 from xroutine.store import Location, MemoryTarget, Target, ZarrTarget, allocate, locate, open_dataset
 from xroutine.trials import TABLE, View, as_dataset, view

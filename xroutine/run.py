@@ -2,28 +2,23 @@
 
 from __future__ import annotations
 
-import json
-import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import xarray as xr
-from threadpoolctl import ThreadpoolController
 from tqdm.auto import tqdm
 
+from xroutine.blas import one_blas_thread
 from xroutine.call import fit, split_details
 from xroutine.engine import Engine
 from xroutine.errors import OutputError, PlanError
 from xroutine.plan import Block, Plan
-from xroutine.record import ROLE, decode, encode
+from xroutine.record import encode
 from xroutine.reduce import Partial, Tree, accumulator_dtype
 from xroutine.source import Source
 from xroutine.store import Target
-from xroutine.trials import TRIAL
 
 Array = np.ndarray[Any, Any]
 
@@ -277,45 +272,6 @@ def execute(
             target.write(tuple(region), tree.root.mean(plan.target.dtype))
 
 
-def collect_details(plan: Plan, receipts: dict[int, dict[str, Any]]) -> dict[str, xr.Variable]:
-    """What the compute function returned beside its arrays, as variables along ``trial`` (and channel block).
-
-    A trial that lacks a detail holds NaN, or an empty string. Details that differ in shape are kept as JSON text.
-    """
-    cells: dict[str, dict[tuple[int, int], Any]] = {}
-    for number, receipt in receipts.items():
-        for position, found in receipt.get("details", {}).items():
-            for key, value in decode(found, {}, strict=False).items():
-                cells.setdefault(key, {})[int(position), number % plan.n_branches] = value
-    variables = {}
-    for key, values in cells.items():
-        arrays = [_text(np.asarray(value)) for value in values.values()]
-        alike = len({array.shape for array in arrays}) == 1 and all(array.dtype.kind in "biufcU" for array in arrays)
-        if not alike:
-            arrays = [np.asarray(json.dumps(encode(value, key, None))) for value in values.values()]
-        dtype = np.result_type(*arrays)
-        if len(values) < plan.n_trials * plan.n_branches and dtype.kind in "biu":
-            dtype = np.dtype(np.float64)
-        missing: Any = "" if dtype.kind == "U" else np.nan
-        column = np.full(
-            (plan.n_trials, plan.n_branches, *arrays[0].shape), missing if dtype.kind not in "biu" else 0, dtype
-        )
-        for place, array in zip(values, arrays, strict=True):
-            column[place] = array
-        dims = [TRIAL if plan.keeptrials else f"{key}_trial", "channel_block"]
-        dims += [f"{key}_{axis}" for axis in range(arrays[0].ndim)]
-        if plan.n_branches == 1:
-            column, dims = column[:, 0], [dims[0], *dims[2:]]
-        if plan.target.kind == "single" and plan.keeptrials:
-            column, dims = column[0], dims[1:]
-        variables[key] = xr.Variable(dims, column, {ROLE: "detail"})
-    return variables
-
-
-def _text(array: Array) -> Array:
-    return array.astype("U") if array.dtype.kind == "S" else array
-
-
 def _facts(plan: Plan, reserved: frozenset[str] = frozenset()) -> PlanFacts:
     return PlanFacts(
         name=plan.name,
@@ -333,29 +289,3 @@ def _facts(plan: Plan, reserved: frozenset[str] = frozenset()) -> PlanFacts:
         keeptrials=plan.keeptrials,
         reserved=reserved,
     )
-
-
-_blas_lock = threading.Lock()
-_blas_users = 0
-_blas_limit: Any = None
-
-
-@contextmanager
-def one_blas_thread() -> Iterator[None]:
-    """Keep linear algebra to one thread while any block computes: blocks are what runs side by side.
-
-    The limit belongs to the process, so the first block to enter sets it and the last to leave lifts it.
-    """
-    global _blas_users, _blas_limit
-    with _blas_lock:
-        if _blas_users == 0:
-            _blas_limit = ThreadpoolController().limit(limits=1, user_api="blas")
-            _blas_limit.__enter__()
-        _blas_users += 1
-    try:
-        yield
-    finally:
-        with _blas_lock:
-            _blas_users -= 1
-            if _blas_users == 0:
-                _blas_limit.__exit__(None, None, None)

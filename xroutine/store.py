@@ -203,7 +203,7 @@ def allocate(
     present = inspect(store)
     codecs = with_checksum(compressors, plan.target.dtype)
     identity = {**identity, "compressors": [codec.to_dict() for codec in codecs]}
-    if present is not None and not overwrite:
+    if present is not None and present["status"] != "allocating" and not overwrite:
         old = present.get("plan", {})
         differing = [key for key in sorted({*old, *identity}) if old.get(key) != identity.get(key)]
         if differing:
@@ -218,8 +218,9 @@ def allocate(
         target.receipts = read_ledger(store, len(plan))
         return target
     layout = plan.target
-    mark = {"format": FORMAT, "status": "running", "variable": plan.name, "blocks": len(plan), "plan": dict(identity)}
-    root = zarr.create_group(store, overwrite=overwrite, zarr_format=3, attributes={MARK: dumps(mark)})
+    # What is killed before the ledger is there cannot be gone on with, and is allocated again.
+    mark = {"format": FORMAT, "status": "allocating", "variable": plan.name, "blocks": len(plan), "plan": identity}
+    root = zarr.create_group(store, overwrite=present is not None, zarr_format=3, attributes={MARK: dumps(mark)})
     root.create_array(
         plan.name,
         shape=layout.shape,
@@ -239,7 +240,7 @@ def allocate(
         dimension_names=("block",),
         compressors=[ZstdCodec(checksum=True)],
     )
-    write_labels(store, labels, dumps(mark))
+    write_labels(store, labels, dumps({**mark, "status": "running"}))
     target = ZarrTarget(store, plan.name)
     target._allocated = labels.variables
     return target
@@ -324,7 +325,10 @@ def inspect(store: Store) -> dict[str, Any] | None:
 
 def read_ledger(store: Store, blocks: int) -> dict[int, dict[str, Any]]:
     """Receipts of the finished blocks, by number."""
-    ledger = zarr.open_array(store, path=LEDGER, mode="r")
+    try:
+        ledger = zarr.open_array(store, path=LEDGER, mode="r")
+    except FileNotFoundError:
+        return {}
     if ledger.shape != (blocks,):
         raise StoreError(f"{address(store)}: the ledger has {ledger.shape} entries for {blocks} blocks")
     texts = np.asarray(ledger[:])
