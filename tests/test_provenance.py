@@ -100,8 +100,15 @@ def test_objects_are_recorded_by_name_and_asked_for_on_replay(tmp_path):
     ds = xrt.from_arrays([np.ones((5, 2))] * 3, 10.0)
     result = ds.trials.map(mixture, np.ones(3), out=tmp_path / "a.zarr")
     assert result.trials.cfg["kwargs"]["window"] == {"$object": "numpy:hanning"}
-    with pytest.raises(StoreError, match="records 'numpy:hanning' by name only"):
-        xrt.replay(tmp_path / "a.zarr", ds)
+    xr.testing.assert_identical(xrt.replay(tmp_path / "a.zarr", ds).mixture, result.mixture)
+    ds.trials.map(mixture, np.ones(3), window=lambda n: n, out=tmp_path / "b.zarr")
+    with pytest.raises(PlanError, match="cannot be found by this name"):
+        xrt.replay(tmp_path / "b.zarr", ds)
+    ds.trials.map(mixture, np.ones(3), edges={1, 2}, out=tmp_path / "c.zarr")
+    with pytest.raises(StoreError, match=r"records '\{1, 2\}' by name only"):
+        xrt.replay(tmp_path / "c.zarr", ds)
+    ds.trials.map(np.ptp, axis=0, out_dims=("channel",), out=tmp_path / "d.zarr")
+    assert xrt.replay(tmp_path / "d.zarr", ds).ptp.values.tolist() == [[0.0, 0.0]] * 3
 
 
 def gains(trial, first, *more, k=1):

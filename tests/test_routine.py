@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import pickle
+import threading
+import time
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -154,8 +158,6 @@ def test_order_of_the_steps_and_named_method():
 
 
 def test_parallel_debug_stays_in_the_calling_thread():
-    import threading
-
     threads = set()
 
     def here(arr, chunkShape=None, noCompute=None):
@@ -465,6 +467,99 @@ def test_average_needs_trials_that_lie_alike():
         make(n=2, offset=[0, 1]).trials.map(np.negative, keeptrials=False)
     ints = xrt.from_arrays([np.full((3, 1), n, "i2") for n in range(4)], 1.0)
     assert ints.trials.map(np.negative, keeptrials=False).negative.values.tolist() == [[-1.5]] * 3
+
+
+def both(arr):
+    return arr * 2, {"largest": arr.max()}
+
+
+@pytest.mark.parametrize("options", [{"parallel_store": False}, {"keeptrials": False}, {}])
+def test_several_threads_share_one_input(options):
+    ds = make(n=40)
+    alone = ds.trials.map(both, block_size=2000, **options)
+    with ThreadPoolExecutor(3) as pool:
+        runs = [pool.submit(ds.trials.map, both, block_size=2000, **options) for _ in range(9)]
+        for run in runs:
+            xr.testing.assert_identical(run.result().drop_attrs(), alone.drop_attrs())
+
+
+def test_executors_of_processes_are_known_as_such():
+    ds = make()
+    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
+        result = ds.trials.map(np.negative, scheduler=pool)
+    np.testing.assert_array_equal(result.negative.values, -ds.data.values)
+
+
+def nested(n):
+    return make(n=n).trials.map(np.negative, block_size=700).negative.values.sum()
+
+
+def test_map_within_a_task_of_the_cluster(client):
+    futures = [client.submit(nested, n) for n in (3, 4, 5)]
+    np.testing.assert_allclose(client.gather(futures), list(map(nested, (3, 4, 5))))
+
+
+def test_nothing_is_written_after_an_error_was_raised(tmp_path):
+    begun = threading.Event()
+
+    def slow(arr, position, value, chunkShape=None, noCompute=None):
+        if noCompute:
+            return arr.shape, arr.dtype
+        if position == 0:
+            begun.wait(5)
+            raise OSError("first")
+        begun.set()
+        time.sleep(0.5)
+        return arr * 0 + value
+
+    ds, out = make(n=2), tmp_path / "a.zarr"
+    options = {"out": out, "block_size": 1, "scheduler": "threads"}
+    with pytest.raises(OSError, match="first"):
+        ds.trials.map(slow, xrt.per_trial([0, 1]), 1, **options)
+    ds.trials.map(np.negative, **options, overwrite=True)
+    time.sleep(0.7)
+    np.testing.assert_array_equal(xrt.open(out).negative.values, -ds.data.values)
+
+
+def test_accessor_sees_what_its_array_holds_now():
+    array = xr.DataArray(np.ones((3, 4, 2)), dims=("trial", "time", "channel"))
+    assert array.trials.samplerate is None
+    array.values = array.values * 5
+    array.attrs["samplerate"] = 10.0
+    assert array.trials.samplerate == 10.0
+    assert (array.trials.map(np.negative).negative == -5).all()
+
+
+def test_per_trial_takes_columns_by_position():
+    ds = make(n=4, trialinfo={"gain": [1.0, 2.0, 3.0, 4.0]}).isel(trial=[2, 0, 3, 1])
+    for values in (ds.trials.info["gain"], ds.gain):
+        result = ds.trials.map(np.multiply, xrt.per_trial(values), block_size=700)
+        np.testing.assert_array_equal(result.multiply.values, ds.data.values * ds.gain.values[:, None, None])
+
+
+def test_masked_results_are_refused():
+    with pytest.raises(OutputTypeError, match="got MaskedArray"):
+        make().trials.map(lambda trial: np.ma.masked_less(trial, 0))
+    with pytest.raises(TrialsError, match="would lose their mask"):
+        xrt.from_arrays([np.ma.masked_less(np.ones((3, 2)), 0)], 1.0)
+
+
+def test_few_numbers_of_an_argument_decide_the_shape_of_an_output():
+    def crop(trial, window):
+        return trial[window[0] : window[1]]
+
+    for windows in (np.array([[0, 5], [0, 10]]), [[0, 5], [0, 10]], [(0, 5), (0, 10)]):
+        assert make(n=2).trials.map(crop, xrt.per_trial(windows)).trials.lengths.tolist() == [5, 10]
+
+
+def test_dims_are_inherited_only_where_they_fit():
+    ds = make()
+    with pytest.raises(DryRunError, match=r"returns shape \(4, 20\) for a trial of shape \(20, 4\)"):
+        ds.trials.map(np.transpose)
+    assert ds.trials.map(np.transpose, out_dims=("channel", "time"))["transpose"].dims == ("trial", "channel", "time")
+    mean = ds.trials.map(lambda trial: trial.mean(axis=1, keepdims=True), out_dims=("time", "channel"))
+    assert "channel" not in mean.coords
+    assert mean.trials[0].time.identical(ds.trials[0].time)
 
 
 def test_details_are_collected_along_trials():

@@ -170,7 +170,7 @@ def test_nothing_is_overwritten_unasked(dense, tmp_path):
         TargetExistsError, match=r'what differs:\n(.*\n)*  routine: "numpy:negative" there, "numpy:absolute" now'
     ):
         dense.trials.map(np.absolute, out=out)
-    with pytest.raises(TargetExistsError, match=r"input sampled_values"):
+    with pytest.raises(TargetExistsError, match=r"input values"):
         (dense + 1).trials.map(np.negative, out=out)
     assert before == {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
     dense.trials.map(np.absolute, out=out, overwrite=True)
@@ -230,6 +230,90 @@ def test_allocation_killed_half_way_is_made_again(dense, tmp_path, monkeypatch, 
         xrt.open(out)
     dense.trials.map(np.negative, out=out)
     xrt.verify(out)
+
+
+@pytest.mark.parametrize(
+    "read",
+    [
+        lambda path: xr.open_zarr(path),
+        lambda path: xr.open_zarr(path, chunks=None),
+        lambda path: xrt.open(path).data,
+        lambda path: xrt.open(path).isel(trial=[2, 1]),
+        lambda path: xrt.open(path.parent / ".." / path.parent.name / path.name),
+    ],
+)
+def test_the_input_is_never_overwritten(dense, tmp_path, read):
+    dense.trials.save(tmp_path / "in.zarr")
+    (tmp_path / "link.zarr").symlink_to(tmp_path / "in.zarr")
+    for out in ("in.zarr", "link.zarr", "in.zarr/inner.zarr"):
+        with pytest.raises(PlanError, match="where the input is read from"):
+            read(tmp_path / "in.zarr").trials.map(np.negative, out=tmp_path / out, overwrite=True)
+    xrt.verify(tmp_path / "in.zarr")
+
+
+def test_input_that_changed_is_another_input(dense, tmp_path):
+    source, out = tmp_path / "in.zarr", tmp_path / "out.zarr"
+    first = dense.trials.save(source)
+    first.trials.map(np.negative, out=out)
+    first.trials.map(np.negative, out=out)
+    again = (dense * 2).trials.save(source, overwrite=True)
+    with pytest.raises(TargetExistsError, match="input made"):
+        again.trials.map(np.negative, out=out)
+    with pytest.raises(TargetExistsError, match="input selection"):
+        again.drop_vars("trial").isel(trial=np.arange(30)[::-1]).trials.map(np.negative, out=out)
+    touched = dense.copy(deep=True)
+    touched.data[3, 4, 0] += 1
+    dense.trials.map(np.negative, out=tmp_path / "memory.zarr")
+    with pytest.raises(TargetExistsError, match="input values"):
+        touched.trials.map(np.negative, out=tmp_path / "memory.zarr")
+    dense.drop_vars("channel").to_netcdf(tmp_path / "a.nc", engine="h5netcdf")
+    with xr.open_dataset(tmp_path / "a.nc", engine="h5netcdf") as file:
+        file.trials.map(np.negative, out=tmp_path / "file.zarr")
+    (dense * 2).drop_vars("channel").to_netcdf(tmp_path / "a.nc", engine="h5netcdf")
+    changed = pytest.raises(TargetExistsError, match="input made")
+    with xr.open_dataset(tmp_path / "a.nc", engine="h5netcdf") as file, changed:
+        file.trials.map(np.negative, out=tmp_path / "file.zarr")
+
+
+def test_workers_open_a_target_that_was_made_anew(dense, tmp_path, client):
+    for block_size, compressors in ((40_000, None), (3_000, None), (3_000, GzipCodec())):
+        options = {"block_size": block_size, "compressors": compressors, "overwrite": True}
+        result = dense.trials.map(np.negative, out=tmp_path / "a.zarr", **options)
+        np.testing.assert_array_equal(result.negative.values, -dense.data.values)
+
+
+def test_saving_keeps_everything_or_says_what_it_cannot(dense, tmp_path):
+    full = dense.assign_coords(
+        weight=(("trial", "channel"), np.arange(90.0).reshape(30, 3)),
+        scalar=7,
+        trial=("trial", np.arange(30), {"a": "b"}),
+    ).assign_attrs(numbers=np.arange(3))
+    full["extra"] = ("channel", [1.0, 2.0, 3.0], {"xroutine_role": "detail"})
+    full.data.attrs["units"] = "uV"
+    saved = full.trials.save(tmp_path / "a.zarr")
+    assert saved.weight.variable.identical(full.weight.variable)
+    assert saved.data.attrs == full.data.attrs
+    assert saved.trial.attrs == {"a": "b"}
+    assert saved.attrs["numbers"] == [0, 1, 2]
+    assert saved.extra.values.tolist() == [1.0, 2.0, 3.0]
+    assert full.trials.map(np.negative).weight.variable.identical(full.weight.variable)
+    with pytest.raises(PlanError, match=r"\['second'\] would be lost"):
+        full.assign(second=full.data).trials.save(tmp_path / "b.zarr", variable="data")
+    ragged = xrt.from_arrays([np.ones((n, 1)) for n in (2, 3)], 1.0).assign_coords(mark=("sample", np.arange(5)))
+    with pytest.raises(PlanError, match=r"\['mark'\] would be lost"):
+        ragged.trials.save(tmp_path / "b.zarr")
+
+
+def test_labels_dropped_in_process_metadata_are_not_stored(dense, tmp_path):
+    class Renamed(xrt.ComputationalRoutine):
+        computeFunction = staticmethod(np.negative)
+
+        def process_metadata(self, data, out):
+            out.dims = ("time", "component")
+
+    for out in (tmp_path / "a.zarr", None):
+        found = Renamed()(dense, out=out)
+        assert set(found.coords) == {"trial", "time", "offset", "component"}
 
 
 def test_labels_that_cannot_be_stored_are_refused_before_anything_is(dense, tmp_path):

@@ -163,6 +163,29 @@ def test_time_stays_true_under_xarrays_own_selection():
     assert late.trials.map(np.negative).trials.offset.tolist() == [-1] * 3
 
 
+def test_rows_taken_from_under_the_trials_are_noticed(tmp_path):
+    cut = xrt.cut(recording(), [[10, 20, 0], [30, 45, 0]])
+    stored = cut.trials.save(tmp_path / "a.zarr")
+    for ds in (cut, stored, stored.trials.map(np.negative), cut.trials.sel(latency=(0.0, 0.05))):
+        with pytest.raises(TrialsError, match=r"counts among \d+ rows .* ds.trials.sel"):
+            ds.isel(sample=slice(5, None)).trials[0]
+
+
+def test_time_that_does_not_run_at_the_sampling_rate_is_noticed():
+    ds = xrt.from_arrays([np.zeros((20, 1))] * 2, 100.0)
+    with pytest.raises(TrialsError, match=r"steps of 0.02 s, which is not one sample at samplerate=100 Hz"):
+        ds.isel(time=slice(None, None, 2)).trials.sel(latency=(0.0, 0.1))
+    with pytest.raises(TrialsError, match="should hold seconds"):
+        ds.assign_coords(time=pd.date_range("2026-01-01", periods=20)).trials[0]
+
+
+def test_no_trials_are_no_error_until_values_are_needed():
+    ragged = xrt.cut(recording(), [[0, 5, 0], [5, 9, 0]]).isel(trial=[])
+    assert list(ragged.trials) == []
+    with pytest.raises(TrialsError, match="selection is empty"):
+        ragged.trials.to_dense()
+
+
 def test_info_is_a_table():
     ds = xrt.from_arrays(
         [np.zeros((5, 1))] * 2, 10.0, trialinfo=pd.DataFrame({"a": [1, 2], "b": ["x", "y"]}), trial=["p", "q"]

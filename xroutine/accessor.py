@@ -39,7 +39,11 @@ class TrialsAccessor:
     """
 
     def __init__(self, obj: xr.Dataset | xr.DataArray) -> None:
-        self._dataset = as_dataset(obj)
+        self._obj = obj
+
+    @property
+    def _dataset(self) -> xr.Dataset:
+        return as_dataset(self._obj)
 
     @property
     def _view(self) -> View:

@@ -52,7 +52,8 @@ def per_trial(values: Sequence[Any] | np.ndarray[Any, Any]) -> PerTrial:
     """
     if isinstance(values, (str, bytes, Mapping)) or not hasattr(values, "__len__"):
         raise ArgumentError(f"per_trial: expected a sequence with one value a trial, got {type(values).__name__}")
-    return PerTrial(values)
+    # Series and DataArrays find items by label; trials are counted.
+    return PerTrial(values if isinstance(values, (list, tuple, range)) else np.asarray(values))
 
 
 @dataclass(frozen=True, eq=False)
@@ -141,16 +142,18 @@ class Call:
                 where = f"positional argument {key}" if isinstance(key, int) else f"argument {key!r}"
                 raise ArgumentError(f"{where}: per_trial has {len(value)} values, the data have {n_trials} trials")
 
-    def at(self, start: int, stop: int) -> Call:
-        """The same call for some trials only."""
+    def values(self, start: int, stop: int) -> dict[int | str, PerTrial]:
+        """The per-trial arguments of some trials, by position or keyword."""
+        arguments: tuple[tuple[int | str, Any], ...] = (*enumerate(self.argv), *self.kwargs.items())
+        return {key: PerTrial(value[start:stop]) for key, value in arguments if isinstance(value, PerTrial)}
 
-        def part(value: Any) -> Any:
-            return PerTrial(value[start:stop]) if isinstance(value, PerTrial) else value
-
-        if not self.varies:
+    def with_values(self, values: Mapping[int | str, Any]) -> Call:
+        """The same call with other arguments in these places."""
+        if not values:
             return self
-        argv = tuple(part(value) for value in self.argv)
-        return Call(self.function, argv, {key: part(value) for key, value in self.kwargs.items()}, self.contract)
+        argv = tuple(values.get(position, value) for position, value in enumerate(self.argv))
+        kwargs = {key: values.get(key, value) for key, value in self.kwargs.items()}
+        return Call(self.function, argv, kwargs, self.contract)
 
     def arguments(self, index: int) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """Positional and keyword arguments of one trial."""
@@ -180,7 +183,7 @@ def split_details(result: Any) -> tuple[np.ndarray[Any, Any], dict[str, Any]]:
         result, details = result[0], result[1] or {}
     if isinstance(result, (int, float, complex, np.generic)):
         result = np.asarray(result)
-    if not isinstance(result, np.ndarray):
+    if not isinstance(result, np.ndarray) or isinstance(result, np.ma.MaskedArray):
         raise OutputTypeError(
             f"expected a numpy.ndarray, or (numpy.ndarray, details), from the compute function; "
             f"got {type(result).__name__}"

@@ -73,6 +73,8 @@ class Trials:
         """
         made = cls(None)
         made._location = out
+        if isinstance(dims, str):
+            raise TrialsError(f"dims={dims!r}: expected a sequence of names, like ({dims!r},)")
         made._declared = None if dims is None else tuple(dims)
         made._options = {"overwrite": overwrite, "compressors": compressors, "storage_options": storage_options}
         return made

@@ -11,7 +11,7 @@ import pandas as pd
 import xarray as xr
 
 from xroutine.errors import TrialsError
-from xroutine.trials import CHANNEL, SAMPLE, TABLE, TIME, TRIAL, IntArray, check_samplerate, seconds
+from xroutine.trials import CHANNEL, SAMPLE, TABLE, TIME, TRIAL, IntArray, check_samplerate, row_start_coord, seconds
 
 TrialInfo = Mapping[str, Sequence[Any] | npt.NDArray[Any]] | pd.DataFrame
 
@@ -62,7 +62,10 @@ def from_arrays(
     >>> [trial.shape for trial in ds.trials]
     [(5, 2), (3, 2)]
     """
+    arrays = list(arrays)
     trials = [np.asarray(array) for array in arrays]
+    if any(isinstance(array, np.ma.MaskedArray) for array in arrays):
+        raise TrialsError("arrays: masked arrays would lose their mask: fill them first, with .filled(np.nan)")
     if not trials:
         raise TrialsError("expected at least one array, got none")
     first = trials[0]
@@ -87,9 +90,11 @@ def from_arrays(
         coords[TIME] = (TIME, seconds(int(offsets[0]), int(size[0]), samplerate), {"units": "s"})
         signal = xr.Variable((TRIAL, TIME, CHANNEL), np.stack(trials), {"samplerate": samplerate})
     else:
-        coords["row_start"] = (TRIAL, np.cumsum(size) - size)
+        coords["row_start"] = row_start_coord(np.cumsum(size) - size, int(size.sum()))
         coords["row_size"] = (TRIAL, size)
         signal = xr.Variable((SAMPLE, CHANNEL), np.concatenate(trials), {"samplerate": samplerate})
+    if name in coords or name in signal.dims:
+        raise TrialsError(f"name={name!r} is the name of a label: choose another")
     return xr.Dataset({name: signal}, coords=coords)
 
 
@@ -146,7 +151,7 @@ def cut(
         )
     coords = _trial_coords(len(start), offset, trial, trialinfo)
     coords |= {key: (TRIAL, column) for key, column in columns.items()}
-    coords |= {"row_start": (TRIAL, start), "row_size": (TRIAL, stop - start)}
+    coords |= {"row_start": row_start_coord(start, rows), "row_size": (TRIAL, stop - start)}
     if CHANNEL not in recording.coords:
         coords |= _channel_coord(None, recording.sizes[CHANNEL])
     along_time = [name for name, coord in recording.coords.items() if TIME in coord.dims]

@@ -55,6 +55,8 @@ def to_dense(view: View, fill_value: Any = np.nan) -> xr.Dataset:
     """
     if view.layout != "ragged":
         return view.dataset[[view.name]]
+    if not len(view):
+        raise TrialsError("there are no trials: the selection is empty")
     dtype = view.variable.dtype
     filled = np.asarray(fill_value)
     same_size = (view.size == view.size[0]).all()

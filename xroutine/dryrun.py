@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,6 +14,7 @@ from xroutine.errors import DryRunError
 from xroutine.trials import IntArray
 
 Shape = tuple[int, ...]
+_FEW = 16
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,7 +58,8 @@ def dry_run(call: Call, shape: Shape, dtype: np.dtype[Any], index: int = 0) -> t
     """
     argv, kwargs = call.arguments(index)
     if call.contract:
-        answer = call.function(no_memory(shape, dtype), *argv, **kwargs, noCompute=True)
+        with _told(call, "with noCompute=True", shape, dtype):
+            answer = call.function(no_memory(shape, dtype), *argv, **kwargs, noCompute=True)
         try:
             found_shape, found_dtype = answer
             sizes = tuple(int(n) for n in found_shape)
@@ -68,20 +72,24 @@ def dry_run(call: Call, shape: Shape, dtype: np.dtype[Any], index: int = 0) -> t
                 f"{call.name} with noCompute=True: expected (shape, dtype), got {answer!r} for a trial of shape {shape}"
             )
     else:
-        try:
+        why = "on a random stand-in; a function that takes chunkShape=None, noCompute=None is asked instead"
+        with _told(call, why, shape, dtype), np.errstate(all="ignore"):
             result, _ = split_details(call.function(stand_in(shape, dtype), *argv, **kwargs))
-        except Exception as error:
-            error.add_note(
-                f"in the dry run of {call.name!r}, on a random stand-in of shape {shape} and dtype {dtype}, to learn "
-                "what it returns; a function that takes chunkShape=None, noCompute=None is asked instead"
-            )
-            raise
         output, declared = result.shape, result.dtype
     if declared.kind not in "biufc":
         raise DryRunError(f"{call.name} returns dtype {declared}: only numbers can be stored")
     if 0 in output:
         raise DryRunError(f"{call.name} returns an empty array of shape {output} for an input of shape {shape}")
     return output, declared
+
+
+@contextmanager
+def _told(call: Call, how: str, shape: Shape, dtype: np.dtype[Any]) -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:
+        error.add_note(f"in the dry run of {call.name!r} for a trial of shape {shape} and dtype {dtype}, {how}")
+        raise
 
 
 def dry_runs(call: Call, size: IntArray, shape_of: Any, dtype: np.dtype[Any]) -> Answers:
@@ -127,7 +135,7 @@ def stand_in(shape: Shape, dtype: np.dtype[Any]) -> np.ndarray[Any, Any]:
     rng = np.random.default_rng(0)
     if dtype.kind in "biu":
         return rng.integers(0, 2 if dtype.kind == "b" else 100, shape).astype(dtype)
-    values = rng.standard_normal(shape)
+    values = rng.standard_normal(shape, np.float32 if dtype.itemsize <= 4 else np.float64)
     return (values + 1j * rng.standard_normal(shape) if dtype.kind == "c" else values).astype(dtype)
 
 
@@ -144,11 +152,12 @@ def _argument_codes(call: Call, n_trials: int) -> IntArray | None:
 
 
 def _key(value: Any) -> Any:
-    # The numbers in an array do not decide its output's shape; that of a scalar (a length, a factor) may.
+    # A scalar or a few numbers (a length, a window) may decide the output's shape; a whole signal does not.
     if isinstance(value, np.ndarray) and value.ndim:
-        return (value.shape, value.dtype)
+        return (value.shape, value.dtype, value.tobytes() if value.size <= _FEW else None)
     try:
         hash(value)
     except TypeError:
-        return type(value)
+        text = repr(value)
+        return (type(value), text if len(text) <= 100 * _FEW else None)
     return (type(value), value)

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import pickle
+import threading
 import traceback
 import uuid
 from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Executor, ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from typing import Any, Protocol
@@ -13,11 +16,12 @@ from typing import Any, Protocol
 import cloudpickle
 import dask.config
 import dask.multiprocessing
+import numpy as np
 import psutil
 from dask.base import compute, get_scheduler, is_dask_collection
 from dask.callbacks import Callback
 from dask.delayed import delayed
-from distributed import Client, Future, as_completed
+from distributed import Client, Future, as_completed, get_worker, rejoin, secede
 
 from xroutine.errors import PlanError
 from xroutine.plan import Block
@@ -52,7 +56,7 @@ class Serial:
     remote = False
 
     def memory(self) -> tuple[int, str]:
-        return _free_memory()
+        return free_memory()
 
     def run(self, title: str, work: Work, blocks: Iterable[Block], attach: Attach, done: Done) -> None:
         for block in blocks:
@@ -68,6 +72,8 @@ class Local:
 
     @property
     def remote(self) -> bool:
+        if isinstance(self.scheduler, Executor):
+            return not isinstance(self.scheduler, ThreadPoolExecutor)
         return get_scheduler(scheduler=self.scheduler) is dask.multiprocessing.get
 
     @property
@@ -75,10 +81,11 @@ class Local:
         return f"dask, local scheduler: {self.scheduler if isinstance(self.scheduler, str) else 'given executor'}"
 
     def memory(self) -> tuple[int, str]:
-        return _free_memory()
+        return free_memory()
 
     def run(self, title: str, work: Work, blocks: Iterable[Block], attach: Attach, done: Done) -> None:
-        call = _sealed(work) if self.remote else work
+        started = _Started(_sealed(work) if self.remote else work)
+        call = started.work if self.remote else started
         token = uuid.uuid4().hex[:8]
         keys: set[str] = set()
 
@@ -94,8 +101,12 @@ class Local:
                 # The scheduler would keep every result until the end, and they may be arrays on their way to the store.
                 state["cache"][key] = None
 
-        with Callback(posttask=collect):
-            compute(*tasks(), scheduler=self.scheduler, optimize_graph=True)
+        # Given as an argument, not as a context: contexts are the process's, and two threads would take each other's.
+        callbacks = [Callback(posttask=collect)._callback]
+        try:
+            compute(*tasks(), scheduler=self.scheduler, optimize_graph=True, callbacks=callbacks)
+        finally:
+            started.stop()
 
 
 @dataclass(frozen=True)
@@ -118,7 +129,7 @@ class Cluster:
                 "the active distributed.Client has no workers: scale the cluster up, or give parallel=False"
             )
         known = [limit for limit in limits if limit]
-        return (min(known), "on a worker") if known else _free_memory()
+        return (min(known), "on a worker") if known else free_memory()
 
     def run(self, title: str, work: Work, blocks: Iterable[Block], attach: Attach, done: Done) -> None:
         call, token = _sealed(work), uuid.uuid4().hex[:8]
@@ -136,16 +147,17 @@ class Cluster:
             regions[key] = self._place(attach(block))
             running.add(self.client.submit(call, block, regions[key], key=key, pure=False))
 
-        for _ in range(room):
-            submit()
-        try:
-            for future in running:
-                done(future.result())
-                del regions[future.key]
+        with _out_of_the_way():
+            for _ in range(room):
                 submit()
-        except BaseException:
-            self.client.cancel(list(running.futures))
-            raise
+            try:
+                for future in running:
+                    done(future.result())
+                    del regions[future.key]
+                    submit()
+            except BaseException:
+                self.client.cancel(list(running.futures))
+                raise
 
     def _place(self, regions: list[Any] | None) -> list[Future[Any]] | None:
         """Make regions that cannot be read on a worker available there, as futures that the task depends on."""
@@ -155,6 +167,49 @@ class Cluster:
             self.client.compute(region) if is_dask_collection(region) else self.client.scatter(region, hash=False)
             for region in regions
         ]
+
+
+@contextmanager
+def _out_of_the_way() -> Iterator[None]:
+    """Where this is itself a task of the cluster, leave its thread to the blocks that are waited for."""
+    try:
+        get_worker()
+    except ValueError:
+        yield
+        return
+    secede()
+    try:
+        yield
+    finally:
+        rejoin()
+
+
+class _Started:
+    """Work of which no more is begun, and none still goes on, once it is stopped."""
+
+    def __init__(self, work: Work) -> None:
+        self.work = work
+        self._running = 0
+        self._stopped = False
+        self._changed = threading.Condition()
+
+    def __call__(self, block: Block, regions: Any) -> Any:
+        with self._changed:
+            if self._stopped:
+                return None
+            self._running += 1
+        try:
+            return self.work(block, regions)
+        finally:
+            with self._changed:
+                self._running -= 1
+                self._changed.notify_all()
+
+    def stop(self) -> None:
+        # After an error dask returns while other threads still compute, and would write into what comes next.
+        with self._changed:
+            self._stopped = True
+            self._changed.wait_for(lambda: self._running == 0)
 
 
 def choose(parallel: bool | None, scheduler: Any = None) -> Engine:
@@ -167,9 +222,9 @@ def choose(parallel: bool | None, scheduler: Any = None) -> Engine:
     scheduler : str or executor, optional
         As for `dask.compute`.
     """
-    if parallel not in (None, True, False):
+    if not isinstance(parallel, (bool, np.bool_, type(None))):
         raise PlanError(f"parallel: expected None, True or False, got {parallel!r}")
-    if parallel is False:
+    if parallel is not None and not parallel:
         if scheduler is not None:
             raise PlanError(f"parallel=False is a plain loop, it takes no scheduler={scheduler!r}")
         return Serial()
@@ -188,22 +243,24 @@ class _Sealed:
     """Work as bytes, for other processes: opened once in each and kept, with the stores it has opened."""
 
     payload: bytes
+    token: str
 
     def __call__(self, block: Block, regions: Any) -> Any:
         try:
-            return _open(self.payload)(block, regions)
+            return _open(self.payload, self.token)(block, regions)
         except Exception as error:  # noqa: BLE001  # whatever the compute function raises
             raise _portable(error) from error.__cause__
 
 
 @lru_cache(maxsize=4)
-def _open(payload: bytes) -> Work:
+def _open(payload: bytes, token: str) -> Work:
     work: Work = cloudpickle.loads(payload)
     return work
 
 
 def _sealed(work: Work) -> Work:
-    return _Sealed(cloudpickle.dumps(work))
+    # The token keeps runs apart: what an earlier one has opened may not be there any more.
+    return _Sealed(cloudpickle.dumps(work), uuid.uuid4().hex)
 
 
 def _portable(error: Exception) -> Exception:
@@ -219,5 +276,6 @@ def _portable(error: Exception) -> Exception:
     return lost
 
 
-def _free_memory() -> tuple[int, str]:
+def free_memory() -> tuple[int, str]:
+    """Bytes available on this machine."""
     return psutil.virtual_memory().available, "on this machine"

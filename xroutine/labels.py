@@ -10,7 +10,7 @@ import xarray as xr
 
 from xroutine.errors import PlanError
 from xroutine.plan import Plan, kept_offset
-from xroutine.trials import SAMPLE, TIME, TRIAL, View, seconds
+from xroutine.trials import SAMPLE, TIME, TRIAL, View, row_start_coord, seconds
 
 
 def result_labels(view: View, plan: Plan, coords: Mapping[str, Any] | None = None) -> xr.Dataset:
@@ -37,22 +37,32 @@ def result_labels(view: View, plan: Plan, coords: Mapping[str, Any] | None = Non
     out: dict[Hashable, Any] = {name: coord for name, coord in view.labels.items() if set(map(str, coord.dims)) <= kept}
     attrs: dict[str, Any] = {}
     if target.kind != "single":
-        out[TRIAL] = (TRIAL, plan.trial)
+        trial = view.dataset.coords.get(TRIAL) if TRIAL in view.dataset.coords else None
+        out[TRIAL] = (TRIAL, plan.trial, {} if trial is None else trial.attrs)
         out |= view.info
     if target.kind == "ragged":
-        out["row_start"], out["row_size"] = (TRIAL, target.row_start), (TRIAL, target.row_size)
+        if target.row_start is not None:
+            out["row_start"] = row_start_coord(target.row_start, target.shape[plan.output.axis])
+        out["row_size"] = (TRIAL, target.row_size)
         if plan.output.dims[plan.output.axis] != TIME:
             attrs["stacked_dim"] = plan.output.dims[plan.output.axis]
-    offset = kept_offset(view, plan.output.dims, plan.output.width)
+    offset = kept_offset(view, plan.output.dims, plan.output.answers)
     if offset is not None:
         if target.kind != "single":
             out["offset"] = (TRIAL, offset)
         if view.samplerate is not None:
             attrs["samplerate"] = view.samplerate
         if target.kind != "ragged":
-            out |= {name: coord for name, coord in view.labels.items() if TIME in coord.dims}
+            kept |= {TIME}
+            out |= {name: coord for name, coord in view.labels.items() if set(map(str, coord.dims)) <= kept}
             if TIME not in out and view.samplerate is not None:
                 out[TIME] = (TIME, seconds(int(offset[0]), sizes[TIME], view.samplerate), {"units": "s"})
+    if target.kind == "dense" and view.layout == "dense":
+        out |= {
+            name: coord.variable
+            for name, coord in view.dataset.coords.items()
+            if coord.ndim > 1 and TRIAL in coord.dims and set(map(str, coord.dims)) <= kept | {TRIAL}
+        }
     out |= {str(name): _given(str(name), value, sizes) for name, value in (coords or {}).items()}
     return xr.Dataset(coords=out, attrs=attrs)
 

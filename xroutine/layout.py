@@ -58,18 +58,20 @@ def fill_value(dtype: np.dtype[Any]) -> Any:
     return dtype.type(complex(np.nan, np.nan) if dtype.kind == "c" else np.nan if dtype.kind == "f" else 0)
 
 
-def row_chunk(rows: IntArray) -> int:
+def row_chunk(rows: IntArray, most: int | None = None) -> int:
     """Chunk length along ``sample`` for blocks of these numbers of rows, each starting on a chunk boundary.
 
-    The longest of maxima / 1, maxima / 2, ... that leaves less than two percent of the rows unused, or the one that
-    leaves the fewest.
+    The longest of maximum / 1, maximum / 2, ... of no more than `most` rows that leaves less than two percent of the
+    rows unused, or the one that leaves the fewest.
 
     Examples
     --------
     >>> row_chunk(np.array([100, 100, 30]))
     100
     """
-    candidates = np.unique(-(-int(rows.max()) // np.arange(1, _MOST_CHUNKS_PER_BLOCK + 1)))[::-1]
+    largest = int(rows.max())
+    fewest = -(-largest // min(most or largest, largest))
+    candidates = np.unique(-(-largest // np.arange(fewest, fewest + _MOST_CHUNKS_PER_BLOCK)))[::-1]
     unused = np.array([unused_rows(rows, int(chunk)) for chunk in candidates])
     good = np.flatnonzero(unused <= _SLACK * rows.sum())
     return int(candidates[good[0] if good.size else np.argmin(unused)])

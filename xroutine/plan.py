@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from xroutine.blocks import spans
-from xroutine.call import Call
+from xroutine.call import Call, PerTrial
 from xroutine.dryrun import Answers, Shape
 from xroutine.errors import NotEnoughMemoryError, PlanError
 from xroutine.layout import TargetLayout
@@ -30,8 +30,8 @@ class Block:
         Labels of the trials.
     channels : str
         The channels in words, for errors.
-    call : Call
-        The compute function with the arguments of these trials.
+    values : dict
+        The per-trial arguments of these trials, by position or keyword.
     reads : tuple of dict
         Regions of the input, for `xarray.Variable.isel`.
     piece, row, size : numpy.ndarray of int64
@@ -50,7 +50,7 @@ class Block:
     first: int
     trial: np.ndarray[Any, Any]
     channels: str
-    call: Call
+    values: dict[int | str, PerTrial]
     reads: tuple[dict[str, slice], ...]
     piece: IntArray
     row: IntArray
@@ -218,7 +218,7 @@ class Plan:
             first,
             self.trial[here],
             f"channels {low}-{high - 1}" if high > low else "",
-            self.call.at(first, last),
+            self.call.values(first, last),
             reads,
             piece,
             row,
@@ -291,9 +291,11 @@ class Plan:
         return "\n".join([*lines, f"  engine  {self.engine}"] if self.engine else lines)
 
 
-def kept_offset(view: View, dims: tuple[str, ...], width: IntArray) -> IntArray | None:
+def kept_offset(view: View, dims: tuple[str, ...], answers: Answers) -> IntArray | None:
     """Offsets of outputs that have the input's samples along ``time``; None for others."""
-    return view.offset if TIME in dims and np.array_equal(width, view.size) else None
+    if TIME not in dims or view.stack != TIME:
+        return None
+    return view.offset if np.array_equal(answers.sizes(dims.index(TIME)), view.size) else None
 
 
 def nbytes_text(nbytes: float) -> str:

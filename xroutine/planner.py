@@ -128,7 +128,7 @@ def _output(
     """Dry-run the call and find out along which dimensions its output follows trials and channels."""
     first = int(bounds[1])
     answers = answers or dry_runs(call, view.size, lambda rows: _shape(view, rows, first), view.variable.dtype)
-    dims = _output_dims(call.name, out_dims, number_dims, view.dims, len(answers.shapes[0]))
+    dims = _output_dims(view, call.name, out_dims, number_dims, answers, first)
     axis = _stacking_axis(call.name, answers, dims, out_stackingdim, keeptrials)
     shape, channel_axis, out_bounds = answers.largest, None, np.zeros(1, np.int64)
     if len(bounds) > 2:
@@ -139,7 +139,7 @@ def _output(
                 f"trials cannot be stacked along {dims[axis]!r} and split along it, too: drop chan_per_worker="
             )
     width = answers.sizes(axis) if dims else np.ones(len(view), np.int64)
-    offset = kept_offset(view, dims, width)
+    offset = kept_offset(view, dims, answers)
     if not keeptrials and offset is not None and (offset != offset[0]).any():
         raise PlanError(
             f"trials start at different offsets from their trigger ({offset.min()} to {offset.max()} samples): "
@@ -163,11 +163,20 @@ def _channel_bounds(view: View, chan_per_worker: int | None) -> IntArray:
 
 
 def _output_dims(
-    name: str, declared: tuple[str, ...] | None, number_dims: bool, dims: tuple[str, ...], ndim: int
+    view: View, name: str, declared: tuple[str, ...] | None, number_dims: bool, answers: Answers, channels: int
 ) -> tuple[str, ...]:
+    dims, ndim = view.dims, len(answers.shapes[0])
     if declared is None:
+        given = _shape(view, int(view.size.max()), channels)
+        fixed = [k for k, dim in enumerate(dims) if dim != view.stack]
         if ndim == len(dims):
-            return dims
+            if all(answers.largest[k] == given[k] for k in fixed):
+                return dims
+            if not number_dims:
+                raise DryRunError(
+                    f"{name} returns shape {answers.largest} for a trial of shape {given}: if its dims are still "
+                    f"{dims}, say so with out_dims={dims}, else name them"
+                )
         if number_dims:
             return tuple(f"dim_{number}" for number in range(ndim))
         raise DryRunError(
@@ -273,7 +282,8 @@ def _target(kind: Layout, output: Output, bounds: IntArray, keeptrials: bool, ti
         owned.add(names[axis])
     if kind == "ragged":
         axis, rows = output.axis, np.add.reduceat(output.width, bounds[:-1])
-        chunks[axis] = 1 if tight else row_chunk(rows)
+        row_nbytes = int(np.prod([n for k, n in enumerate(chunks) if k != axis], dtype=np.int64)) * dtype.itemsize
+        chunks[axis] = 1 if tight else row_chunk(rows, max(_LARGEST_CHUNK // row_nbytes, 1))
         start, size, names[axis] = row_starts(output.width, bounds, chunks[axis]), output.width, SAMPLE
         shape[axis] = int(start[-1] + size[-1])
         begin = start[bounds[:-1]]

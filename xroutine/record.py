@@ -6,7 +6,7 @@ import hashlib
 import inspect
 import json
 import platform
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from functools import partial
 from importlib.metadata import version
@@ -22,6 +22,8 @@ from xroutine.errors import StoreError
 
 # Marks data variables that are neither signal nor labels.
 ROLE = "xroutine_role"
+# Attribute that tells one run's result from another's at the same address.
+MADE = "xroutine_made"
 _CORE = ("numpy", "xarray", "zarr", "dask", "distributed", "numcodecs")
 
 
@@ -63,6 +65,8 @@ def encode(value: Any, name: str, arrays: dict[str, np.ndarray[Any, Any]] | None
         if arrays is None or value.dtype.kind == "S":
             listed = value.astype("U") if value.dtype.kind == "S" else value
             return {"$values": [value.dtype.str, encode(listed.tolist(), name, None)]}
+        while name in arrays:
+            name += "_"
         arrays[name] = value
         return {"$array": name}
     if isinstance(value, (list, tuple)):
@@ -83,10 +87,12 @@ def encode(value: Any, name: str, arrays: dict[str, np.ndarray[Any, Any]] | None
     return {"$repr": repr(value)}
 
 
-def decode(value: Any, arrays: Mapping[Any, Any], strict: bool = True) -> Any:
+def decode(
+    value: Any, arrays: Mapping[Any, Any], strict: bool = True, objects: Callable[[str], Any] | None = None
+) -> Any:
     """What `encode` was given, from its JSON and the arrays beside it.
 
-    Objects that were recorded by name only stay as they are unless `strict`.
+    Objects that were recorded by name only are asked of `objects`; without it they stay as they are unless `strict`.
 
     Raises
     ------
@@ -94,27 +100,29 @@ def decode(value: Any, arrays: Mapping[Any, Any], strict: bool = True) -> Any:
         For what cannot be made again from JSON: objects that were recorded by name only.
     """
     if isinstance(value, list):
-        return [decode(item, arrays, strict) for item in value]
+        return [decode(item, arrays, strict, objects) for item in value]
     if not isinstance(value, dict):
         return value
     if len(value) != 1 or not next(iter(value)).startswith("$"):
-        return {key: decode(item, arrays, strict) for key, item in value.items()}
+        return {key: decode(item, arrays, strict, objects) for key, item in value.items()}
     ((kind, content),) = value.items()
     if kind == "$array":
         if content not in arrays:
             raise StoreError(f"cfg refers to the array {content!r}, which is not stored beside it")
         return np.asarray(arrays[content])
+    if kind == "$object" and objects is not None:
+        return objects(content)
     if kind == "$tuple":
-        return tuple(decode(item, arrays, strict) for item in content)
+        return tuple(decode(item, arrays, strict, objects) for item in content)
     if kind == "$per_trial":
-        return PerTrial(decode(content, arrays, strict))
+        return PerTrial(decode(content, arrays, strict, objects))
     if kind == "$slice":
-        return slice(*(decode(edge, arrays, strict) for edge in content))
+        return slice(*(decode(edge, arrays, strict, objects) for edge in content))
     if kind == "$variable":
-        return xr.Variable(content[0], decode(content[1], arrays, strict))
+        return xr.Variable(content[0], decode(content[1], arrays, strict, objects))
     try:
         if kind == "$values":
-            return np.array(decode(content[1], arrays, strict), dtype=content[0])
+            return np.array(decode(content[1], arrays, strict, objects), dtype=content[0])
         if kind == "$bytes":
             return bytes.fromhex(content)
         if kind == "$float":
@@ -140,6 +148,11 @@ def decode(value: Any, arrays: Mapping[Any, Any], strict: bool = True) -> Any:
     if strict:
         raise StoreError(f"cfg records {content!r} by name only: give it again to run with it")
     return value
+
+
+def plain_attrs(attrs: Mapping[Any, Any]) -> dict[str, Any]:
+    """Attributes as JSON has them: NumPy's numbers and arrays as Python's."""
+    return {str(key): value.tolist() if hasattr(value, "tolist") else value for key, value in attrs.items()}
 
 
 def dumps(cfg: Mapping[str, Any]) -> str:

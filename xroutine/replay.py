@@ -8,9 +8,10 @@ from typing import Any
 
 import xarray as xr
 
+from xroutine.call import Call
 from xroutine.errors import PlanError, StoreError
 from xroutine.function import routine_class
-from xroutine.record import decode, loads
+from xroutine.record import decode, encode, loads
 from xroutine.routine import ComputationalRoutine
 from xroutine.store import Location, open_dataset
 
@@ -56,13 +57,20 @@ def replay(
     True
     """
     stored = open_dataset(location)
-    cfg = decode(loads(stored.attrs.get("cfg"), "cfg"), stored)
+    if "cfg" not in stored.attrs:
+        raise StoreError(f"{location} has no cfg: it was saved, not computed")
+    cfg = loads(stored.attrs["cfg"], "cfg")
     try:
-        recorded, argv, kwargs, asked = cfg["routine"], cfg["argv"], cfg["kwargs"], dict(cfg["options"])
+        recorded, asked = cfg["routine"], decode(cfg["options"], stored)
         out_dims, coords = asked.pop("out_dims"), asked.pop("coords")
-    except (KeyError, TypeError) as error:
-        raise StoreError(f"attribute 'cfg' of {location} lacks {error}") from None
-    function = _imported(recorded) if routine is None else routine
+        function = _imported(recorded) if routine is None else routine
+        compute = getattr(function, "computeFunction", function)
+        # A default need not be recorded in full: it is there again with the function.
+        defaults = {key: encode(value, "", None) for key, value in Call.defaults(compute).items()}
+        given = {key: value for key, value in cfg["kwargs"].items() if key not in defaults or defaults[key] != value}
+        argv, kwargs = (decode(part, stored, objects=_imported) for part in (cfg["argv"], given))
+    except (KeyError, TypeError, AttributeError) as error:
+        raise StoreError(f"attribute 'cfg' of {location} lacks {error}, or holds something else in its place") from None
     if not (isinstance(function, type) and issubclass(function, ComputationalRoutine)):
         function = routine_class(function, out_dims, coords)
     made: ComputationalRoutine = function(*argv, **kwargs)

@@ -14,15 +14,15 @@ import xarray as xr
 from xroutine.call import RESERVED, Call, name_of
 from xroutine.container import Trials
 from xroutine.details import collect_details
-from xroutine.engine import Engine, Local, Serial, choose
+from xroutine.engine import Engine, Local, Serial, choose, free_memory
 from xroutine.errors import ArgumentError, NotEnoughMemoryError, PlanError
 from xroutine.labels import result_labels
 from xroutine.plan import Plan, nbytes_text
 from xroutine.planner import BLOCK_SIZE, make_plan
 from xroutine.record import ROLE, code_digest, digest, dumps, encode, history_line, log_entry, now, versions
 from xroutine.run import execute
-from xroutine.source import Source, identity
-from xroutine.store import Location, MemoryTarget, Target, ZarrTarget, allocate, locate, open_dataset
+from xroutine.source import Source, identity, lies_in
+from xroutine.store import Location, MemoryTarget, Target, ZarrTarget, address, allocate, locate, open_dataset
 from xroutine.trials import TABLE, View, as_dataset, view
 
 logger = logging.getLogger("xroutine")
@@ -262,17 +262,19 @@ class ComputationalRoutine(ABC):
             )
         if not isinstance(out, Trials) or out._dataset is not None:
             raise PlanError(f"out: expected empty Trials, as from xrt.Trials.empty('result.zarr'), got {out!r:.80}")
-        run = self._method(method, bool(parallel is not False or parallel_debug))
+        parallel = None if parallel is None else bool(parallel)
+        run = self._method(method, parallel is not False or parallel_debug)
         if not 0 < mem_thresh <= 1:
             raise PlanError(f"mem_thresh: expected a share of the memory between 0 and 1, got {mem_thresh!r}")
         self._engine = Local("synchronous") if parallel_debug else choose(parallel, scheduler)
         self._progress = progress
         available, where = self._engine.memory()
         plan.check_memory(available, mem_thresh, where)
-        if out._location is None and plan.target.nbytes > mem_thresh * available:
+        free, here = free_memory()
+        if out._location is None and plan.target.nbytes > mem_thresh * free:
             raise NotEnoughMemoryError(
                 f"the result takes {nbytes_text(plan.target.nbytes)}, more than mem_thresh={mem_thresh:g} of the "
-                f"{nbytes_text(available)} available {where}: give out= a path or a URL to store it in"
+                f"{nbytes_text(free)} available {here}: give out= a path or a URL to store it in"
             )
         if parallel_store is None:
             parallel_store = parallel is not False and not (self._engine.remote and out._location is None)
@@ -309,18 +311,17 @@ class ComputationalRoutine(ABC):
         self._settle(out._declared or self.out_dims, tight=out._location is None)
         plan = self.plan
         labels = result_labels(self.view, plan, self.coords)
-        if plan.name in labels.variables or plan.name in plan.target.dims:
+        if plan.name in labels.variables or plan.name in plan.target.dims or plan.name == "ledger":
             raise PlanError(
-                f"the result cannot be called {plan.name!r}, as its labels are: give the routine another name"
+                f"the result cannot be called {plan.name!r}, as its labels or ledger are: give the routine another name"
             )
         if out._location is None:
             self._target = MemoryTarget(plan)
             array = xr.Variable(plan.target.dims, self._target.array)
         else:
             store = locate(out._location, out._options["storage_options"])
-            read_from = self.view.dataset.encoding.get("source")
-            if read_from == str(store):
-                raise PlanError(f"out={store} is where the input is read from: give another out=")
+            if lies_in(self.view, store):
+                raise PlanError(f"out={address(store)} is where the input is read from: give another out=")
             overwrite, compressors = out._options["overwrite"], out._options["compressors"]
             target = allocate(store, plan, self.fingerprint(), overwrite, compressors, labels)
             self._target, array = target, target.variable()

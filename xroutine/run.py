@@ -11,7 +11,7 @@ import numpy as np
 from tqdm.auto import tqdm
 
 from xroutine.blas import one_blas_thread
-from xroutine.call import fit, split_details
+from xroutine.call import Call, fit, split_details
 from xroutine.engine import Engine
 from xroutine.errors import OutputError, PlanError
 from xroutine.plan import Block, Plan
@@ -66,9 +66,10 @@ class Receipt:
 
 @dataclass(frozen=True, eq=False)
 class PlanFacts:
-    """The few facts of a plan that every block needs; the plan itself, with a row a trial, does not travel."""
+    """The few facts of a plan that every block needs; what has a row a trial travels with the blocks."""
 
     name: str
+    call: Call
     layout: str
     kind: str
     variable_dims: tuple[str, ...]
@@ -153,7 +154,7 @@ class Work:
 def _compute(
     facts: PlanFacts, block: Block, trials: Iterator[Array], out: Array
 ) -> tuple[str, dict[int, dict[str, Any]]]:
-    call, returned = block.call, ""
+    call, returned = facts.call.with_values(block.values), ""
     extra = {"chunkShape": facts.chunk_shape} if call.contract else {}
     details: dict[int, dict[str, Any]] = {}
     shape = list(facts.out_shape)
@@ -263,6 +264,10 @@ def execute(
             engine.run(plan.name, work, plan.blocks(missing), attach, done)
         finally:
             target.flush()
+    if len(target.receipts) != len(plan):
+        raise PlanError(
+            f"{engine.name} returned {len(target.receipts)} of {len(plan)} receipts: give another scheduler="
+        )
     if not plan.keeptrials:
         for branch, tree in enumerate(trees):
             region = [slice(0, size) for size in plan.target.shape]
@@ -275,6 +280,7 @@ def execute(
 def _facts(plan: Plan, reserved: frozenset[str] = frozenset()) -> PlanFacts:
     return PlanFacts(
         name=plan.name,
+        call=plan.call.with_values(dict.fromkeys(plan.call.values(0, 0))),
         layout=plan.layout,
         kind=plan.target.kind,
         variable_dims=plan.dims,

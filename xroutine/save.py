@@ -6,9 +6,10 @@ from collections.abc import Mapping
 from typing import Any
 
 from xroutine.container import Trials
-from xroutine.record import ROLE
+from xroutine.errors import PlanError
+from xroutine.record import plain_attrs
 from xroutine.routine import ComputationalRoutine
-from xroutine.trials import SAMPLE
+from xroutine.trials import SAMPLE, signals
 
 
 def same(arr: Any, chunkShape: Any = None, noCompute: bool | None = None) -> Any:
@@ -25,14 +26,19 @@ class Save(ComputationalRoutine):
     def name(self) -> str:
         return "data" if self._view is None else self._view.name
 
+    def preallocate_output(self, out: Trials, parallel_store: bool = False) -> None:
+        """Refuse what would be lost, before anything is allocated."""
+        others = set(self.view.dataset.variables) - {self.view.name}
+        lost = sorted(str(name) for name in others if SAMPLE in self.view.dataset.variables[name].dims)
+        lost += sorted(name for name in signals(self.view.dataset) if name in others and name not in lost)
+        if lost:
+            raise PlanError(f"save writes one signal, {self.view.name!r}; {lost} would be lost: drop them first")
+        super().preallocate_output(out, parallel_store)
+
     def process_metadata(self, data: Trials, out: Trials) -> None:
-        beside = {
-            name: found.variable
-            for name, found in data.dataset.data_vars.items()
-            if name != data._name and SAMPLE not in found.dims and ROLE in found.attrs
-        }
-        scalars = {name: coord for name, coord in data.dataset.coords.items() if not coord.dims}
-        out._dataset = out.dataset.assign(beside).assign_coords(scalars)
+        before = data.dataset.drop_vars([data._name, *out.dataset.variables], errors="ignore")
+        out._dataset = out.dataset.assign_coords(before.coords).assign(before.data_vars)
+        out._dataset[self.name].attrs.update(plain_attrs(data.dataset[data._name].attrs))
 
     def write_log(self, data: Trials, out: Trials, log_dict: Mapping[str, Any] | None = None) -> None:
-        out._dataset = out.dataset.assign_attrs(data.dataset.attrs)
+        out._dataset = out.dataset.assign_attrs(plain_attrs(data.dataset.attrs))

@@ -10,7 +10,7 @@ import pandas as pd
 import xarray as xr
 
 from xroutine.errors import TrialsError
-from xroutine.trials import CHANNEL, TIME, TRIAL, IntArray, View
+from xroutine.trials import CHANNEL, SAMPLE, TIME, TRIAL, IntArray, View, row_start_coord
 
 # A sample belongs to a latency window when it lies within a millionth of a sample of it: times in
 # seconds are rounded (0.1 s * 1000 Hz is not exactly 100).
@@ -57,7 +57,7 @@ def select(
             dataset = dataset.isel(indexers)
         else:
             dataset = dataset.isel(indexers).assign_coords(
-                row_start=(TRIAL, view.start[chosen] + first),
+                row_start=row_start_coord(view.start[chosen] + first, dataset.sizes[SAMPLE]),
                 row_size=(TRIAL, np.full(len(chosen), count, np.int64)),
             )
         if TRIAL in dataset.dims:

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
+import os
+import zlib
 from typing import Any
 
 import numpy as np
 import xarray as xr
 import zarr
-from zarr.storage import MemoryStore
+from zarr.abc.store import Store
+from zarr.storage import LocalStore, MemoryStore
 
-from xroutine.record import digest
+from xroutine.record import MADE, code_digest
 from xroutine.trials import View
-
-_SAMPLED = 64
-_SAMPLE_BYTES = 4096
 
 
 class Source:
@@ -65,8 +65,8 @@ def zarr_array(variable: xr.Variable) -> zarr.Array[Any] | None:
 def identity(view: View) -> dict[str, Any]:
     """What tells one input from another: where it lies or what it holds, and its trials and labels.
 
-    Arrays in memory are told apart by their shape, dtype, and a sample of their values: 64 evenly spread stretches of
-    4 KiB. Lazily opened ones by their address, dask arrays by their name.
+    Arrays in memory are told apart by shape, dtype and a CRC-32 of all values. Stored ones by their address and, where
+    xroutine made them, by the run that did; files by size and time of change; dask arrays by their name.
     """
     variable = view.variable
     found: dict[str, Any] = {
@@ -78,36 +78,55 @@ def identity(view: View) -> dict[str, Any]:
         "n_trials": len(view),
         "samplerate": view.samplerate,
     }
-    columns = [view.trial, view.start, view.size] + ([] if view.offset is None else [view.offset])
-    found["trials"] = digest(*columns, *(info.values for info in view.info.values()))
-    found["labels"] = digest(*(coord.values for coord in view.labels.values()))
+    columns = {"trial": view.trial, "start": view.start, "size": view.size, "offset": view.offset}
+    columns |= {str(name): info.values for name, info in view.info.items()}
+    found["trials"] = code_digest({name: np.asarray(column) for name, column in columns.items()})
+    found["labels"] = code_digest({str(name): coord.values for name, coord in view.labels.items()})
     backend, array = _backend(variable), zarr_array(variable)
-    if array is not None and not isinstance(array.store, MemoryStore):
-        found["source"] = str(array.store_path)
-        if tuple(array.shape) != variable.shape:
-            found["selection"] = _indexer_text(variable)
-    elif isinstance(backend, np.ndarray):
-        flat = backend.reshape(-1) if backend.flags.c_contiguous else backend.ravel(order="K")
-        length = max(_SAMPLE_BYTES // backend.dtype.itemsize, 1)
-        starts = np.linspace(0, max(flat.size - length, 0), _SAMPLED).astype(np.int64)
-        found["sampled_values"] = digest(*(flat[start : start + length] for start in np.unique(starts)))
-    elif variable.chunks is not None:
+    if variable.chunks is not None:
         found["source"] = f"dask:{variable.data.name}"
+    elif isinstance(backend, np.ndarray):
+        found["values"] = _checksum(backend)
+    elif array is not None:
+        found["source"] = str(array.store_path)
+        found["selection"] = _indexer_digest(variable)
+        found["made"] = zarr.open_group(array.store, mode="r").attrs.get(MADE)
     else:
-        found["source"] = str(view.dataset.encoding.get("source", type(backend).__name__))
-        found["selection"] = _indexer_text(variable)
+        address = str(view.dataset.encoding.get("source", variable.encoding.get("source", type(backend).__name__)))
+        found["source"], found["selection"] = address, _indexer_digest(variable)
+        if os.path.isfile(address):
+            found["made"] = [os.path.getsize(address), os.path.getmtime(address)]
     return found
 
 
-def _indexer_text(variable: xr.Variable) -> str:
+def lies_in(view: View, store: Store) -> bool:
+    """Whether the input is read, as far as it can be known, from a store or from within its folder."""
+    array = zarr_array(view.variable)
+    encodings = [view.dataset.encoding, view.variable.encoding]
+    sources = [str(encoding["source"]) for encoding in encodings if "source" in encoding]
+    if array is not None:
+        if array.store == store:
+            return True
+        sources.append(str(array.store))
+    if not isinstance(store, LocalStore):
+        return str(store) in sources
+    target = os.path.realpath(store.root)
+    paths = [os.path.realpath(source.removeprefix("file://")) for source in sources]
+    return any(os.path.commonpath([target, path]) in (target, path) for path in paths)
+
+
+def _checksum(array: np.ndarray[Any, Any]) -> str:
+    total = 0
+    for part in np.array_split(array, max(array.nbytes // 2**24, 1)) if array.ndim else [array]:
+        total = zlib.crc32(np.ascontiguousarray(part).view(np.uint8), total)
+    return f"{total:08x}"
+
+
+def _indexer_digest(variable: xr.Variable) -> str:
+    """What has been selected of a lazily opened variable."""
     data = variable._data
     while hasattr(data, "array"):
         if hasattr(data, "key"):
-            return digest(
-                *(
-                    np.array([k.start or 0, k.stop or 0, k.step or 1]) if isinstance(k, slice) else k
-                    for k in data.key.tuple
-                )
-            )
+            return code_digest([repr(key) if isinstance(key, slice) else np.asarray(key) for key in data.key.tuple])
         data = data.array
     return ""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import time
+import uuid
 import warnings
 from collections.abc import Hashable, Iterable, Mapping
 from pathlib import Path
@@ -20,7 +21,7 @@ from zarr.storage import FsspecStore, LocalStore, MemoryStore
 
 from xroutine.errors import StoreError, TargetExistsError, UnfinishedError
 from xroutine.plan import Plan
-from xroutine.record import dumps, loads
+from xroutine.record import MADE, dumps, loads
 
 FORMAT = 1
 MARK = "xroutine"
@@ -94,7 +95,7 @@ class ZarrTarget:
 
     @property
     def in_memory(self) -> bool:
-        return isinstance(self.store, MemoryStore)
+        return isinstance(self.store, MemoryStore) or address(self.store).startswith("memory://")
 
     @property
     def array(self) -> zarr.Array[Any]:
@@ -138,7 +139,10 @@ class ZarrTarget:
         array.attrs.update(signal)
         if rename:
             _rename_dims(self.store, self.name, rename)
-        mark = str(zarr.open_group(self.store, mode="r", use_consolidated=False).attrs[MARK])
+        group = zarr.open_group(self.store, mode="r+", use_consolidated=False)
+        mark = str(group.attrs[MARK])
+        for gone in set(group.array_keys()) - {self.name, *labels.variables}:
+            del group[gone]
         there = [n for n, v in labels.variables.items() if n in self._allocated and v.identical(self._allocated[n])]
         write_labels(self.store, labels.drop_vars(there), mark)
         # What xarray calls coordinates, where it wrote all of them at once.
@@ -148,7 +152,8 @@ class ZarrTarget:
             warnings.filterwarnings("ignore", "Consolidated metadata", UserWarning)
             group = zarr.consolidate_metadata(self.store)
         complete = dumps({**loads(mark, MARK), "status": "complete"})
-        group.attrs.update({**labels.attrs, "coordinates": coordinates, MARK: complete})
+        made = uuid.uuid4().hex
+        group.attrs.update({**labels.attrs, "coordinates": coordinates, MADE: made, MARK: complete})
         return open_dataset(self.store)
 
 
@@ -268,8 +273,12 @@ def with_checksum(compressors: Any, dtype: np.dtype[Any]) -> list[Any]:
 def check_storable(labels: xr.Dataset) -> None:
     """Raise for labels that cannot be stored under their name or with their values."""
     for name, coord in labels.variables.items():
-        if " " in str(name) or "/" in str(name):
-            raise StoreError(f"labels {name!r}: a name with a space or a slash cannot be stored, rename it")
+        if " " in str(name) or "/" in str(name) or name == LEDGER.partition("/")[0]:
+            raise StoreError(
+                f"labels {name!r}: a name with a space or a slash, or 'ledger', cannot be stored, rename it"
+            )
+        if coord.dtype.kind == "S":
+            raise StoreError(f"labels {name!r} are bytes: decode them with .astype(str)")
         if coord.dtype == object and not all(isinstance(value, str) for value in coord.values.flat):
             kinds = sorted({type(value).__name__ for value in coord.values.flat})
             raise StoreError(f"labels {name!r} hold objects ({', '.join(kinds)}): make them all strings or all numbers")
@@ -327,11 +336,13 @@ def read_ledger(store: Store, blocks: int) -> dict[int, dict[str, Any]]:
     """Receipts of the finished blocks, by number."""
     try:
         ledger = zarr.open_array(store, path=LEDGER, mode="r")
+        texts = np.asarray(ledger[:])
     except FileNotFoundError:
         return {}
+    except Exception as error:  # codecs raise whatever they like on damaged bytes
+        raise StoreError(f"{address(store)}: the ledger is damaged: {error}") from error
     if ledger.shape != (blocks,):
         raise StoreError(f"{address(store)}: the ledger has {ledger.shape} entries for {blocks} blocks")
-    texts = np.asarray(ledger[:])
     return {number: loads(str(text), LEDGER) for number, text in enumerate(texts) if str(text)}
 
 
@@ -376,10 +387,10 @@ def open_dataset(
         dataset = xr.open_zarr(store, chunks=None, consolidated=mark["status"] == "complete")
         for name in dataset.coords:
             dataset[name].load()
-    except (ValueError, KeyError, TypeError) as error:
+    except Exception as error:  # codecs raise whatever they like on damaged bytes
         raise StoreError(f"{address(store)}: metadata or labels are damaged: {error}") from error
     # What is noted for the store as a whole would not be true of a copy.
-    attrs = {key: value for key, value in dataset.attrs.items() if key != MARK}
+    attrs = {key: value for key, value in dataset.attrs.items() if key not in (MARK, MADE)}
     signal_first = sorted(dataset.data_vars, key=lambda name: name != mark["variable"])
     opened = xr.Dataset({name: dataset[name] for name in signal_first}, dataset.coords, attrs)
     opened.encoding["source"] = str(store)

@@ -64,7 +64,9 @@ class View:
         return len(self.trial)
 
     def __iter__(self) -> Iterator[xr.DataArray]:
-        row_nbytes = self.variable.nbytes // max(self.variable.sizes[self.stored_stack], 1) if self.stack else 1
+        if not len(self):
+            return
+        row_nbytes = int(np.prod(self.shape(1))) * self.variable.dtype.itemsize
         run = np.cumsum(self.size * row_nbytes) // _READ_AHEAD
         bounds = [0, *(np.flatnonzero(np.diff(run)) + 1).tolist(), len(self)]
         for first, last in itertools.pairwise(bounds):
@@ -93,7 +95,9 @@ class View:
             low, high = int(start.min()), int((start + size).max())
             if high - low > 2 * size.sum():  # scattered: most of what lies between them is not theirs
                 return view(part, self.name)
-            part = part.isel({SAMPLE: slice(low, high)}).assign_coords(row_start=(TRIAL, start - low))
+            part = part.isel({SAMPLE: slice(low, high)}).assign_coords(
+                row_start=row_start_coord(start - low, high - low)
+            )
         return view(part.assign({self.name: part[self.name].compute()}), self.name)
 
     @property
@@ -153,6 +157,11 @@ class View:
         """One row a trial: first row, row after the last, offset of the first row from the trigger."""
         offset = np.zeros(len(self), np.int64) if self.offset is None else self.offset
         return np.stack([self.start, self.start + self.size, offset], axis=1)
+
+
+def row_start_coord(start: IntArray, rows: int) -> xr.Variable:
+    """First rows of ragged trials, with the number of rows along ``sample`` that they count among."""
+    return xr.Variable(TRIAL, start, {"sample_size": rows})
 
 
 def seconds(offset: int, size: int, samplerate: float) -> np.ndarray[Any, np.dtype[np.float64]]:
@@ -280,6 +289,12 @@ def _rows(dataset: xr.Dataset, name: str) -> tuple[IntArray, IntArray]:
         )
     start, size = _column(dataset, "row_start"), _column(dataset, "row_size")
     rows = dataset.sizes[SAMPLE]
+    counted = dataset.coords["row_start"].attrs.get("sample_size", rows)
+    if counted != rows:
+        raise TrialsError(
+            f"`row_start` counts among {counted} rows along `sample`, but {name!r} has {rows}: select trials or "
+            f"a latency with ds.trials.sel, not rows with ds.isel(sample=...)"
+        )
     bad = np.flatnonzero((start < 0) | (size < 1) | (start + size > rows))
     if bad.size:
         first = int(bad[0])
@@ -309,8 +324,16 @@ def check_samplerate(value: Any, where: str) -> float:
 def _offset(dataset: xr.Dataset, samplerate: float | None, n_trials: int) -> IntArray:
     # In the dense layout `time` is what xarray's own selections keep up to date, so it is asked first.
     if TIME in dataset.coords and samplerate is not None and dataset.sizes[TIME]:
-        first = int(np.rint(float(dataset.coords[TIME].values[0]) * samplerate))
-        return np.full(n_trials, first, np.int64)
+        time = dataset.coords[TIME].values
+        if time.dtype.kind not in "iuf":
+            raise TrialsError(f"coordinate `time` should hold seconds relative to the trigger, found {time.dtype}")
+        step = (time[-1] - time[0]) / max(len(time) - 1, 1) * samplerate
+        if len(time) > 1 and not abs(step - 1) < 1e-3:
+            raise TrialsError(
+                f"`time` runs in steps of {step / samplerate:g} s, which is not one sample at "
+                f"samplerate={samplerate:g} Hz: set the attribute `samplerate` of the signal to what it is"
+            )
+        return np.full(n_trials, int(np.rint(float(time[0]) * samplerate)), np.int64)
     if "offset" in dataset.coords and dataset.coords["offset"].dims == (TRIAL,):
         return _column(dataset, "offset")
     return np.zeros(n_trials, np.int64)
