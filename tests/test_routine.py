@@ -483,6 +483,15 @@ def test_several_threads_share_one_input(options):
             xr.testing.assert_identical(run.result().drop_attrs(), alone.drop_attrs())
 
 
+def test_one_routine_is_called_from_several_threads():
+    routine = subclass(scale)()
+    data = {n: make(n=n) for n in (3, 9)}
+    with ThreadPoolExecutor(4) as pool:
+        runs = [(n, pool.submit(routine, data[n], block_size=700)) for n in (3, 9) * 4]
+        for n, run in runs:
+            np.testing.assert_array_equal(run.result().scale.values, data[n].data.values * 2)
+
+
 def test_executors_of_processes_are_known_as_such():
     ds = make()
     with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:

@@ -181,7 +181,8 @@ class TrialsAccessor:
         function : callable or ComputationalRoutine subclass
             Called as ``function(trial, *argv, **kwargs)``, with the trial a NumPy array of its own.
         *argv, **kwargs
-            Further arguments; `per_trial` gives each trial a value of its own.
+            Further arguments; `per_trial` gives each trial a value of its own. A keyword that `map` has itself is its
+            own; bind the function's with `functools.partial`.
         out : path, URL or zarr store, optional
             Where the result is stored; in memory if left out. The same call again computes only what is missing.
         out_dims : sequence of str, optional

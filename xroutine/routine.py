@@ -6,6 +6,7 @@ import keyword
 import logging
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
+from copy import copy
 from typing import Any, ClassVar
 
 import numpy as np
@@ -85,6 +86,7 @@ class ComputationalRoutine(ABC):
         self.keeptrials: bool | None = None
         self._plan: Plan | None = None
         self._view: View | None = None
+        self._input: dict[str, Any] | None = None
         self._asked: dict[str, Any] = {}
         self._engine: Engine = Serial()
         self._target: Target | None = None
@@ -201,7 +203,7 @@ class ComputationalRoutine(ABC):
         }
         self._data = data
         self._view = view(data, variable or (data._name if isinstance(data, Trials) else None))
-        self._plan = None
+        self._plan = self._input = None
         self._settle(self.out_dims, tight=False)
 
     def compute(
@@ -256,7 +258,7 @@ class ComputationalRoutine(ABC):
         """
         plan = self.plan
         same = data is self._data or as_dataset(data) is self.view.dataset
-        if not same and identity(view(data, self.view.name)) != identity(self.view):
+        if not same and identity(view(data, self.view.name)) != self._identity:
             raise PlanError(
                 f"{type(self).__name__}: compute was given other data than initialize; initialize it with these"
             )
@@ -282,9 +284,9 @@ class ComputationalRoutine(ABC):
         target = self._target
         if target is None:
             raise PlanError(f"{type(self).__name__}.preallocate_output has to call the one it overrides")
-        if target.complete:
+        if isinstance(target, ZarrTarget) and target.complete:
             logger.info("%s: the result is there already, nothing to compute", plan.name)
-            out._dataset = open_dataset(target.store) if isinstance(target, ZarrTarget) else out._dataset
+            out._dataset = open_dataset(target.store)
             return
         source = Trials(self.view.dataset, self.view.name)
         run(source, out)
@@ -411,12 +413,14 @@ class ComputationalRoutine(ABC):
         xarray.Dataset
             The labelled result.
         """
+        # A run's state is its own, so that one routine can be called from several threads.
+        run = copy(self)
         # Overrides with the published signatures do not know what xroutine adds to them.
         added: dict[str, Any] = {"variable": variable, "block_size": block_size if block_size != BLOCK_SIZE else None}
-        self.initialize(data, out_stackingdim, chan_per_worker, keeptrials, **_given(added))
+        run.initialize(data, out_stackingdim, chan_per_worker, keeptrials, **_given(added))
         handle = Trials.empty(out, overwrite=overwrite, compressors=compressors, storage_options=storage_options)
         added = {"scheduler": scheduler, "progress": progress}
-        self.compute(data, handle, parallel, parallel_store, mem_thresh=mem_thresh, **_given(added))
+        run.compute(data, handle, parallel, parallel_store, mem_thresh=mem_thresh, **_given(added))
         return handle.dataset
 
     def fingerprint(self) -> dict[str, Any]:
@@ -432,7 +436,7 @@ class ComputationalRoutine(ABC):
             **{f"object {key}": code_digest(value) for key, value in objects.items()},
             **{f"coords {key}": code_digest(value) for key, value in coords.items()},
             **{f"array {key}": digest(value) for key, value in arrays.items()},
-            **{f"input {key}": value for key, value in identity(self.view).items()},
+            **{f"input {key}": value for key, value in self._identity.items()},
             "output dims": list(plan.target.dims),
             "output shape": list(plan.target.shape),
             "output dtype": plan.target.dtype.str,
@@ -441,6 +445,13 @@ class ComputationalRoutine(ABC):
             "trial blocks": digest(plan.trial_bounds),
             "channel blocks": digest(plan.channel_bounds),
         }
+
+    @property
+    def _identity(self) -> dict[str, Any]:
+        # A checksum of all values, where they are in memory: once is enough.
+        if self._input is None:
+            self._input = identity(self.view)
+        return self._input
 
     def _arguments(self) -> dict[str, Any]:
         return {**self.call.positional, **self.cfg}
@@ -493,7 +504,7 @@ class ComputationalRoutine(ABC):
             "argv": [encode(value, f"cfg_{name}", arrays) for name, value in self.call.positional.items()],
             "kwargs": encode(self.cfg, "cfg", arrays),
             "options": {**encode(options, "cfg", arrays), "coords": coords},
-            "input": identity(self.view),
+            "input": self._identity,
             "plan": {
                 "blocks": len(plan),
                 "trial_blocks": plan.n_leaves,

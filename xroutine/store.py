@@ -40,8 +40,6 @@ class Target(Protocol):
     @property
     def in_memory(self) -> bool: ...
     @property
-    def complete(self) -> bool: ...
-    @property
     def receipts(self) -> dict[int, dict[str, Any]]: ...
     def write(self, region: tuple[slice, ...], values: np.ndarray[Any, Any]) -> None: ...
     def record(self, number: int, receipt: dict[str, Any]) -> None: ...
@@ -53,7 +51,6 @@ class MemoryTarget:
     """A result that stays in this process, as a NumPy array."""
 
     in_memory = True
-    complete = False
 
     def __init__(self, plan: Plan) -> None:
         self.name, self.dims = plan.name, plan.target.dims
