@@ -20,7 +20,8 @@ from xroutine.errors import ArgumentError, NotEnoughMemoryError, PlanError
 from xroutine.labels import result_labels
 from xroutine.plan import Plan, nbytes_text
 from xroutine.planner import BLOCK_SIZE, make_plan
-from xroutine.record import ROLE, code_digest, digest, dumps, encode, history_line, log_entry, now, versions
+from xroutine.provenance import fingerprint, record_call
+from xroutine.record import dumps, history_line, log_entry, now
 from xroutine.run import execute
 from xroutine.source import Source, identity, lies_in
 from xroutine.store import Location, MemoryTarget, Target, ZarrTarget, address, allocate, locate, open_dataset
@@ -373,7 +374,11 @@ class ComputationalRoutine(ABC):
         time = now()
         before = data.dataset.attrs.get("history", "")
         line = history_line(repr(self), time, self.plan.n_trials)
-        cfg, arrays = self._cfg()
+        labels = result_labels(self.view, self.plan, self.coords)
+        given = {str(name): labels.coords[name].variable for name in self.coords or {}}
+        cfg, arrays = record_call(
+            self.plan, self.recorded_name, self.call.positional, self.cfg, self._asked, given, self._identity
+        )
         out._dataset = out.dataset.assign(arrays).assign_attrs(
             cfg=dumps(cfg), history=f"{before}\n{line}" if before else line
         )
@@ -425,26 +430,8 @@ class ComputationalRoutine(ABC):
 
     def fingerprint(self) -> dict[str, Any]:
         """What has to be equal for a run to go on where another one stopped, in words and digests."""
-        plan, arrays = self.plan, dict[str, np.ndarray[Any, Any]]()
-        arguments = {f"argument {key}": encode(value, f"{key}", arrays) for key, value in self._arguments().items()}
-        objects = {key: value for key, value in self._arguments().items() if callable(value)}
-        coords = {} if self.coords is None else self.coords
-        return {
-            "routine": self.recorded_name,
-            "code": code_digest((type(self).computeFunction, type(self).process_metadata)),
-            **arguments,
-            **{f"object {key}": code_digest(value) for key, value in objects.items()},
-            **{f"coords {key}": code_digest(value) for key, value in coords.items()},
-            **{f"array {key}": digest(value) for key, value in arrays.items()},
-            **{f"input {key}": value for key, value in self._identity.items()},
-            "output dims": list(plan.target.dims),
-            "output shape": list(plan.target.shape),
-            "output dtype": plan.target.dtype.str,
-            "keeptrials": plan.keeptrials,
-            "chunks": list(plan.target.chunks),
-            "trial blocks": digest(plan.trial_bounds),
-            "channel blocks": digest(plan.channel_bounds),
-        }
+        code = (type(self).computeFunction, type(self).process_metadata)
+        return fingerprint(self.plan, self.recorded_name, code, self._arguments(), self.coords or {}, self._identity)
 
     @property
     def _identity(self) -> dict[str, Any]:
@@ -488,37 +475,6 @@ class ComputationalRoutine(ABC):
             reserved=self._reserved,
             progress=self._progress,
         )
-
-    def _cfg(self) -> tuple[dict[str, Any], dict[str, xr.Variable]]:
-        """What was called, as JSON, and the arrays in it as variables."""
-        plan, arrays = self.plan, dict[str, np.ndarray[Any, Any]]()
-        options = {"out_dims": plan.output.dims, **self._asked}
-        # Labels that were given are stored as coordinates already.
-        given = result_labels(self.view, plan, self.coords).coords
-        coords = {
-            str(name): {"$variable": [list(map(str, given[name].dims)), {"$array": str(name)}]}
-            for name in self.coords or {}
-        }
-        cfg = {
-            "routine": self.recorded_name,
-            "argv": [encode(value, f"cfg_{name}", arrays) for name, value in self.call.positional.items()],
-            "kwargs": encode(self.cfg, "cfg", arrays),
-            "options": {**encode(options, "cfg", arrays), "coords": coords},
-            "input": self._identity,
-            "plan": {
-                "blocks": len(plan),
-                "trial_blocks": plan.n_leaves,
-                "channel_blocks": plan.n_branches,
-                "dims": list(plan.target.dims),
-                "shape": list(plan.target.shape),
-                "chunks": list(plan.target.chunks),
-            },
-            "versions": versions(),
-        }
-        return cfg, {
-            name: xr.Variable([f"{name}_{axis}" for axis in range(value.ndim)], value, {ROLE: "argument"})
-            for name, value in arrays.items()
-        }
 
     def _receipts(self) -> dict[int, dict[str, Any]]:
         return {} if self._target is None else self._target.receipts

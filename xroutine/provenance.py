@@ -1,0 +1,103 @@
+"""What a run was called with: to know it again (`fingerprint`), and to do it again (`cfg`)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import xarray as xr
+
+from xroutine.plan import Plan
+from xroutine.record import ROLE, code_digest, digest, encode, versions
+
+
+def fingerprint(
+    plan: Plan,
+    routine: str,
+    code: Any,
+    arguments: Mapping[str, Any],
+    coords: Mapping[str, Any],
+    source: Mapping[str, Any],
+) -> dict[str, Any]:
+    """What has to be equal for a run to go on where another one stopped, in words and digests.
+
+    Parameters
+    ----------
+    plan : Plan
+    routine : str
+        The routine's importable name.
+    code : object
+        The functions that decide what is computed.
+    arguments, coords : mapping
+        As given by the user.
+    source : mapping
+        The input's identity.
+    """
+    arrays: dict[str, np.ndarray[Any, Any]] = {}
+    words = {f"argument {key}": encode(value, key, arrays) for key, value in arguments.items()}
+    return {
+        "routine": routine,
+        "code": code_digest(code),
+        **words,
+        **{f"object {key}": code_digest(value) for key, value in arguments.items() if callable(value)},
+        **{f"coords {key}": code_digest(value) for key, value in coords.items()},
+        **{f"array {key}": digest(value) for key, value in arrays.items()},
+        **{f"input {key}": value for key, value in source.items()},
+        "output dims": list(plan.target.dims),
+        "output shape": list(plan.target.shape),
+        "output dtype": plan.target.dtype.str,
+        "keeptrials": plan.keeptrials,
+        "chunks": list(plan.target.chunks),
+        "trial blocks": digest(plan.trial_bounds),
+        "channel blocks": digest(plan.channel_bounds),
+    }
+
+
+def record_call(
+    plan: Plan,
+    routine: str,
+    argv: Mapping[str, Any],
+    kwargs: Mapping[str, Any],
+    options: Mapping[str, Any],
+    coords: Mapping[str, xr.Variable],
+    source: Mapping[str, Any],
+) -> tuple[dict[str, Any], dict[str, xr.Variable]]:
+    """The `cfg` of a run as JSON, and the arrays that it refers to as variables to be stored beside it.
+
+    Parameters
+    ----------
+    plan : Plan
+    routine : str
+        The routine's importable name.
+    argv, kwargs : mapping
+        Positional arguments by name, and keyword arguments.
+    options : mapping
+        What else the plan was asked for.
+    coords : mapping
+        Labels that were given; they are stored as coordinates already.
+    source : mapping
+        The input's identity.
+    """
+    arrays: dict[str, np.ndarray[Any, Any]] = {}
+    given = {name: {"$variable": [list(map(str, coord.dims)), {"$array": name}]} for name, coord in coords.items()}
+    cfg = {
+        "routine": routine,
+        "argv": [encode(value, f"cfg_{name}", arrays) for name, value in argv.items()],
+        "kwargs": encode(kwargs, "cfg", arrays),
+        "options": {**encode({"out_dims": plan.output.dims, **options}, "cfg", arrays), "coords": given},
+        "input": dict(source),
+        "plan": {
+            "blocks": len(plan),
+            "trial_blocks": plan.n_leaves,
+            "channel_blocks": plan.n_branches,
+            "dims": list(plan.target.dims),
+            "shape": list(plan.target.shape),
+            "chunks": list(plan.target.chunks),
+        },
+        "versions": versions(),
+    }
+    return cfg, {
+        name: xr.Variable([f"{name}_{axis}" for axis in range(value.ndim)], value, {ROLE: "argument"})
+        for name, value in arrays.items()
+    }
