@@ -48,7 +48,7 @@ def prove(plan, n_channels) -> None:
     owners: dict[tuple[int, ...], int] = {}
     work = np.zeros((plan.n_trials, max(n_channels, 1)), int)
     for block in plan.blocks():
-        low, high = plan.channel_bounds[block.branch : block.branch + 2]
+        low, high = plan.channel_bounds[block.channel_block : block.channel_block + 2]
         work[block.first : block.first + len(block.trial), low:high] += 1
         ranges = [
             range(piece.start // chunk, -(-piece.stop // chunk))

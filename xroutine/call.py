@@ -77,7 +77,7 @@ class Call:
 
     @classmethod
     def bind(cls, function: Callable[..., Any], argv: Sequence[Any], kwargs: Mapping[str, Any]) -> Call:
-        """Check the arguments against the function's signature and fill in its keyword defaults."""
+        """Check the arguments against the function's signature."""
         if not callable(function):
             raise ArgumentError(f"expected a compute function, got {type(function).__name__}: {function!r}")
         reserved = [key for key in RESERVED if key in kwargs]
@@ -90,17 +90,21 @@ class Call:
         parameters = signature.parameters
         contract = all(key in parameters for key in RESERVED)
         try:
-            bound = signature.bind(None, *argv, **kwargs)
+            signature.bind(None, *argv, **kwargs)
         except TypeError as error:
             raise ArgumentError(
                 f"{name_of(function)}{signature} cannot be called with the trial and the arguments given: {error}"
             ) from None
-        defaults = {key: value for key, value in cls.defaults(function).items() if key not in bound.arguments}
-        return cls(function, tuple(argv), defaults | dict(kwargs), contract)
+        # Some functions (NumPy's ufuncs) cannot be given all of their own defaults.
+        defaults = cls.defaults(function)
+        given = {key: value for key, value in kwargs.items() if key not in defaults or value is not defaults[key]}
+        return cls(function, tuple(argv), given, contract)
 
     @staticmethod
     def defaults(function: Callable[..., Any]) -> dict[str, Any]:
-        """Keyword defaults of a compute function."""
+        """Keyword defaults of a compute function; those of a ufunc are NumPy's own business."""
+        if isinstance(function, np.ufunc):
+            return {}
         try:
             parameters = inspect.signature(function).parameters
         except (ValueError, TypeError):

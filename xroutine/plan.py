@@ -22,7 +22,7 @@ class Block:
 
     Attributes
     ----------
-    number, leaf, branch : int
+    number, trial_block, channel_block : int
         Position in the plan; position among the trial blocks; and among the channel blocks.
     first : int
         Position of the first trial.
@@ -45,8 +45,8 @@ class Block:
     """
 
     number: int
-    leaf: int
-    branch: int
+    trial_block: int
+    channel_block: int
     first: int
     trial: np.ndarray[Any, Any]
     channels: str
@@ -164,19 +164,19 @@ class Plan:
     engine: str = ""
 
     def __len__(self) -> int:
-        return (len(self.trial_bounds) - 1) * self.n_branches
+        return (len(self.trial_bounds) - 1) * self.n_channel_blocks
 
     @property
     def n_trials(self) -> int:
         return len(self.trial)
 
     @property
-    def n_leaves(self) -> int:
+    def n_trial_blocks(self) -> int:
         """Number of trial blocks."""
         return len(self.trial_bounds) - 1
 
     @property
-    def n_branches(self) -> int:
+    def n_channel_blocks(self) -> int:
         """Number of channel blocks."""
         return len(self.channel_bounds) - 1
 
@@ -192,12 +192,12 @@ class Plan:
 
     def block(self, number: int) -> Block:
         """The block with this number: all channel blocks of a run of trials come one after the other."""
-        leaf, branch = divmod(number, self.n_branches)
-        first, last = int(self.trial_bounds[leaf]), int(self.trial_bounds[leaf + 1])
+        trial_block, channel_block = divmod(number, self.n_channel_blocks)
+        first, last = int(self.trial_bounds[trial_block]), int(self.trial_bounds[trial_block + 1])
         here = slice(first, last)
-        low, high = int(self.channel_bounds[branch]), int(self.channel_bounds[branch + 1])
+        low, high = int(self.channel_bounds[channel_block]), int(self.channel_bounds[channel_block + 1])
         channels: dict[str, slice] = {}
-        if self.channel_size is not None and self.n_branches > 1:
+        if self.channel_size is not None and self.n_channel_blocks > 1:
             channels = {CHANNEL: slice(low, high)}
         size, width = self.size[here], self.output.width[here]
         reads: tuple[dict[str, slice], ...]
@@ -210,11 +210,11 @@ class Plan:
         else:
             reads = ({**({TRIAL: here} if self.layout == "dense" else {}), **channels},)
             piece, row = np.zeros(last - first, np.int64), np.arange(last - first)
-        shape, slot, writes = self._output(leaf, branch)
+        shape, slot, writes = self._output(trial_block, channel_block)
         return Block(
             number,
-            leaf,
-            branch,
+            trial_block,
+            channel_block,
             first,
             self.trial[here],
             f"channels {low}-{high - 1}" if high > low else "",
@@ -229,12 +229,12 @@ class Plan:
             writes,
         )
 
-    def _output(self, leaf: int, branch: int) -> tuple[Shape, IntArray, tuple[slice, ...] | None]:
-        first, last = int(self.trial_bounds[leaf]), int(self.trial_bounds[leaf + 1])
+    def _output(self, trial_block: int, channel_block: int) -> tuple[Shape, IntArray, tuple[slice, ...] | None]:
+        first, last = int(self.trial_bounds[trial_block]), int(self.trial_bounds[trial_block + 1])
         one = list(self.output.shape)
         region = [slice(0, n) for n in one]
         if self.output.channel_axis is not None:
-            low, high = (int(bound) for bound in self.output.channel_bounds[branch : branch + 2])
+            low, high = (int(bound) for bound in self.output.channel_bounds[channel_block : channel_block + 2])
             one[self.output.channel_axis], region[self.output.channel_axis] = high - low, slice(low, high)
         count = np.arange(last - first)
         if not self.keeptrials:
@@ -279,7 +279,7 @@ class Plan:
         lines = [
             f"{self.name}: {self.n_trials:,} trials of {sizes} rows{channels} in {len(self):,} "
             f"block{'s' * (len(self) != 1)}"
-            + (f" ({self.n_branches} channel blocks each)" if self.n_branches > 1 else ""),
+            + (f" ({self.n_channel_blocks} channel blocks each)" if self.n_channel_blocks > 1 else ""),
             f"  reads   {self.variable} ({', '.join(self.dims)}) {self.dtype}, {self.layout}, "
             f"{nbytes_text(self.input_nbytes)}",
             f"  writes  ({shape}) {target.dtype}, {target.kind if self.keeptrials else 'average'}, "

@@ -89,8 +89,8 @@ def record_call(
         "input": dict(source),
         "plan": {
             "blocks": len(plan),
-            "trial_blocks": plan.n_leaves,
-            "channel_blocks": plan.n_branches,
+            "trial_blocks": plan.n_trial_blocks,
+            "channel_blocks": plan.n_channel_blocks,
             "dims": list(plan.target.dims),
             "shape": list(plan.target.shape),
             "chunks": list(plan.target.chunks),

@@ -82,8 +82,9 @@ class ComputationalRoutine(ABC):
             raise ArgumentError(f"{type(self).__name__} has no computeFunction: bind it with staticmethod(function)")
         self.call = Call.bind(type(self).computeFunction, argv, kwargs)
         self.argv: list[Any] = list(argv)
-        self.cfg: dict[str, Any] = dict(self.call.kwargs)
         self.defaultCfg = Call.defaults(type(self).computeFunction)
+        by_position = self.call.positional
+        self.cfg = {key: value for key, value in self.defaultCfg.items() if key not in by_position} | kwargs
         self.keeptrials: bool | None = None
         self._plan: Plan | None = None
         self._view: View | None = None
@@ -153,12 +154,12 @@ class ComputationalRoutine(ABC):
     @property
     def numBlocksPerTrial(self) -> int:
         """Number of channel blocks."""
-        return self.plan.n_branches
+        return self.plan.n_channel_blocks
 
     @property
     def numCalls(self) -> int:
         """How often `computeFunction` is called."""
-        return self.plan.n_trials * self.plan.n_branches
+        return self.plan.n_trials * self.plan.n_channel_blocks
 
     def initialize(
         self,

@@ -29,7 +29,7 @@ class Receipt:
 
     Attributes
     ----------
-    number, leaf, branch : int
+    number, trial_block, channel_block : int
         Which block.
     n_trials, nbytes : int
         Trials computed, and bytes of input.
@@ -44,8 +44,8 @@ class Receipt:
     """
 
     number: int
-    leaf: int
-    branch: int
+    trial_block: int
+    channel_block: int
     n_trials: int
     nbytes: int
     seconds: float
@@ -139,8 +139,8 @@ class Work:
             values = None
         return Receipt(
             block.number,
-            block.leaf,
-            block.branch,
+            block.trial_block,
+            block.channel_block,
             len(block.trial),
             sum(piece.nbytes for piece in pieces),
             time.perf_counter() - began,
@@ -237,7 +237,7 @@ def execute(
         # Partial results are not stored: an average that was interrupted starts again.
         target.receipts.clear()
     missing = np.array([number for number in range(len(plan)) if number not in target.receipts], np.int64)
-    trees = [Tree(plan.n_leaves) for _ in range(plan.n_branches)]
+    trees = [Tree(plan.n_trial_blocks) for _ in range(plan.n_channel_blocks)]
 
     def attach(block: Block) -> list[Any] | None:
         if not travels:
@@ -254,7 +254,7 @@ def execute(
 
         def done(receipt: Receipt) -> None:
             if isinstance(receipt.values, Partial):
-                trees[receipt.branch].add(receipt.leaf, receipt.values)
+                trees[receipt.channel_block].add(receipt.trial_block, receipt.values)
             elif receipt.values is not None and receipt.region is not None:
                 target.write(receipt.region, receipt.values)
             target.record(receipt.number, receipt.summary())
@@ -269,10 +269,10 @@ def execute(
             f"{engine.name} returned {len(target.receipts)} of {len(plan)} receipts: give another scheduler="
         )
     if not plan.keeptrials:
-        for branch, tree in enumerate(trees):
+        for channel_block, tree in enumerate(trees):
             region = [slice(0, size) for size in plan.target.shape]
             if plan.output.channel_axis is not None:
-                low, high = (int(bound) for bound in plan.output.channel_bounds[branch : branch + 2])
+                low, high = (int(bound) for bound in plan.output.channel_bounds[channel_block : channel_block + 2])
                 region[plan.output.channel_axis] = slice(low, high)
             target.write(tuple(region), tree.root.mean(plan.target.dtype))
 
