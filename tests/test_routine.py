@@ -721,9 +721,10 @@ def test_arrays_in_memory_travel_block_by_block(client, monkeypatch):
     sealed = engine._sealed
     monkeypatch.setattr(engine, "_sealed", lambda work: sizes.append(len(sealed(work).payload)) or sealed(work))
     ds = make(n=400, rows=500)
-    for data in (ds, ds.chunk(trial=50)):
-        result = data.trials.map(scale, block_size=2**20)
-        np.testing.assert_array_equal(result.scale.values, ds.data.values * 2)
+    ragged = make(lengths=[500, 400, 300] * 50)
+    for data in (ds, ds.chunk(trial=50), ragged.trials.to_dense(), ragged.chunk(sample=999).trials.to_dense()):
+        result = data.trials.map(scale, block_size=2**18)
+        np.testing.assert_array_equal(result.scale.values, data.data.values * 2)
     assert max(sizes) < 5000
 
 

@@ -264,6 +264,11 @@ def test_input_that_changed_is_another_input(dense, tmp_path):
     touched = dense.copy(deep=True)
     touched.data[3, 4, 0] += 1
     dense.trials.map(np.negative, out=tmp_path / "memory.zarr")
+    recording = xr.DataArray(np.arange(40.0).reshape(20, 2), dims=("time", "channel"), attrs={"samplerate": 1.0})
+    one, other = (xrt.cut(recording, [[first, first + 5, 0], [10, 14, 0]]).trials.to_dense() for first in (0, 1))
+    one.trials.map(np.negative, out=tmp_path / "padded.zarr")
+    with pytest.raises(TargetExistsError, match="input padded"):
+        other.trials.map(np.negative, out=tmp_path / "padded.zarr")
     with pytest.raises(TargetExistsError, match="input values"):
         touched.trials.map(np.negative, out=tmp_path / "memory.zarr")
     dense.drop_vars("channel").to_netcdf(tmp_path / "a.nc", engine="h5netcdf")

@@ -231,7 +231,7 @@ def execute(
             f"out= a path or a URL, or parallel_store=False, so that results travel back and are written here"
         )
     writes = parallel_store and plan.keeptrials
-    travels = source.is_dask or (engine.remote and source.in_memory)
+    travels = source.travels(engine.remote)
     work = Work(_facts(plan, reserved), None if travels else source, target if writes else None)
     if not plan.keeptrials:
         # Partial results are not stored: an average that was interrupted starts again.

@@ -32,13 +32,16 @@ class Source:
     def is_dask(self) -> bool:
         return self.variable.chunks is not None
 
-    @property
-    def in_memory(self) -> bool:
-        """Whether another process could not read it from where it lies."""
-        array = zarr_array(self.variable)
-        if array is not None:
-            return isinstance(array.store, MemoryStore)
-        return isinstance(_backend(self.variable), np.ndarray)
+    def travels(self, remote: bool) -> bool:
+        """Whether a task cannot read it from where it lies, so that its regions have to come with the tasks."""
+        origin = self.variable
+        while (padded := padded_view(origin)) is not None:
+            origin = padded.variable
+        if origin.chunks is not None:
+            return True
+        array = zarr_array(origin)
+        in_memory = isinstance(_backend(origin), np.ndarray) if array is None else isinstance(array.store, MemoryStore)
+        return remote and in_memory
 
     def read(self, region: dict[str, slice]) -> np.ndarray[Any, Any]:
         return np.asarray(self.variable.isel(region).values)
@@ -54,6 +57,12 @@ def _backend(variable: xr.Variable) -> Any:
     while not isinstance(data, np.ndarray) and hasattr(data, "array"):
         data = data.array
     return data
+
+
+def padded_view(variable: xr.Variable) -> View | None:
+    """The trials behind an array that pads them."""
+    found = getattr(_backend(variable), "view", None)
+    return found if isinstance(found, View) else None
 
 
 def zarr_array(variable: xr.Variable) -> zarr.Array[Any] | None:
@@ -82,8 +91,10 @@ def identity(view: View) -> dict[str, Any]:
     columns |= {str(name): info.values for name, info in view.info.items()}
     found["trials"] = code_digest({name: np.asarray(column) for name, column in columns.items()})
     found["labels"] = code_digest({str(name): coord.values for name, coord in view.labels.items()})
-    backend, array = _backend(variable), zarr_array(variable)
-    if variable.chunks is not None:
+    backend, array, padded = _backend(variable), zarr_array(variable), padded_view(variable)
+    if padded is not None:
+        found["padded"], found["selection"] = identity(padded), _indexer_digest(variable)
+    elif variable.chunks is not None:
         found["source"] = f"dask:{variable.data.name}"
     elif isinstance(backend, np.ndarray):
         found["values"] = _checksum(backend)
@@ -101,6 +112,9 @@ def identity(view: View) -> dict[str, Any]:
 
 def lies_in(view: View, store: Store) -> bool:
     """Whether the input is read, as far as it can be known, from a store or from within its folder."""
+    padded = padded_view(view.variable)
+    if padded is not None:
+        return lies_in(padded, store)
     array = zarr_array(view.variable)
     encodings = [view.dataset.encoding, view.variable.encoding]
     sources = [str(encoding["source"]) for encoding in encodings if "source" in encoding]
