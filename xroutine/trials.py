@@ -105,11 +105,6 @@ class View:
         return self.dataset.variables[self.name]
 
     @property
-    def stored_stack(self) -> str:
-        """`stack` as the variable calls it."""
-        return SAMPLE if self.layout == "ragged" else str(self.stack)
-
-    @property
     def stored_dims(self) -> tuple[str, ...]:
         """`dims` as the variable calls them: `stack` is ``sample`` where trials lie end to end."""
         return tuple(SAMPLE if self.layout == "ragged" and dim == self.stack else dim for dim in self.dims)
