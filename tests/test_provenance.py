@@ -111,6 +111,18 @@ def test_objects_are_recorded_by_name_and_asked_for_on_replay(tmp_path):
     assert xrt.replay(tmp_path / "d.zarr", ds).ptp.values.tolist() == [[0.0, 0.0]] * 3
 
 
+@pytest.mark.parametrize("make", [float, int, str, lambda n: n % 2 == 0, lambda n: (n, None), lambda n: 2**70 + n])
+def test_a_value_for_each_trial_does_not_swell_the_attributes(make, tmp_path):
+    values = [make(n) for n in range(3)]
+    beside: dict[str, np.ndarray] = {}
+    back = decode(json.loads(dumps({"v": encode(PerTrial(values), "cfg", beside)})), beside)["v"]
+    assert list(back.values) == values
+    assert list(map(type, back.values)) == list(map(type, values))
+    ds = xrt.from_arrays([np.ones((1, 1))] * 5000, 10.0)
+    ds.trials.map(np.multiply, xrt.per_trial([float(n) for n in range(5000)]), out=tmp_path / "a.zarr")
+    assert (tmp_path / "a.zarr" / "zarr.json").stat().st_size < 30_000
+
+
 def gains(trial, first, *more, k=1):
     return trial * first.sum() * more[0].sum() * k.sum()
 

@@ -85,9 +85,7 @@ class TrialsAccessor:
     @property
     def info(self) -> pd.DataFrame:
         """Trial info, one row a trial."""
-        found = self._view
-        index = pd.Index(found.trial, name="trial")
-        return pd.DataFrame({str(name): column.values for name, column in found.info.items()}, index=index)
+        return self._view.table()
 
     @property
     def trialdefinition(self) -> np.ndarray[Any, np.dtype[np.int64]]:

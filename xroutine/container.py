@@ -161,7 +161,7 @@ class Trials:
         found = self.view
         start, stop, offset, columns = read_trialdefinition(table)
         size = stop - start
-        if found.layout == "single" and len(np.unique(np.stack([size, offset]), axis=1).T) == 1:
+        if found.layout == "single" and (size == size[0]).all() and (offset == offset[0]).all():
             # Rows of one length and offset, for the average of the trials that they describe.
             size, offset = size[:1], offset[:1]
         if len(size) != len(found):
@@ -189,8 +189,7 @@ class Trials:
     @property
     def trialinfo(self) -> pd.DataFrame:
         """Everything else that is known of each trial."""
-        found = self.view
-        return pd.DataFrame({str(name): column.values for name, column in found.info.items()}, index=found.trial)
+        return self.view.table()
 
     @trialinfo.setter
     def trialinfo(self, info: Mapping[str, Any] | pd.DataFrame) -> None:

@@ -37,8 +37,7 @@ def result_labels(view: View, plan: Plan, coords: Mapping[str, Any] | None = Non
     out: dict[Hashable, Any] = {name: coord for name, coord in view.labels.items() if set(map(str, coord.dims)) <= kept}
     attrs: dict[str, Any] = {}
     if target.kind != "single":
-        trial = view.dataset.coords.get(TRIAL) if TRIAL in view.dataset.coords else None
-        out[TRIAL] = (TRIAL, plan.trial, {} if trial is None else trial.attrs)
+        out[TRIAL] = (TRIAL, plan.trial, view.dataset.coords[TRIAL].attrs if TRIAL in view.dataset.coords else {})
         out |= view.info
     if target.kind == "ragged":
         if target.row_start is not None:

@@ -75,6 +75,11 @@ def encode(value: Any, name: str, arrays: dict[str, np.ndarray[Any, Any]] | None
     if isinstance(value, Mapping) and all(isinstance(key, str) and not key.startswith("$") for key in value):
         return {key: encode(item, f"{name}_{key}", arrays) for key, item in value.items()}
     if isinstance(value, PerTrial):
+        # Attributes are no place for a list as long as the trials are many.
+        kinds = set() if isinstance(value.values, np.ndarray) else set(map(type, value.values))
+        column = np.asarray(value.values) if kinds in ({bool}, {int}, {float}, {str}) else None
+        if column is not None and column.dtype != object:
+            return {"$per_trial": {"$list": encode(column, name, arrays)}}
         return {"$per_trial": encode(value.values, name, arrays)}
     if isinstance(value, slice):
         return {"$slice": [encode(edge, name, arrays) for edge in (value.start, value.stop, value.step)]}
@@ -114,6 +119,8 @@ def decode(
         return objects(content)
     if kind == "$tuple":
         return tuple(decode(item, arrays, strict, objects) for item in content)
+    if kind == "$list":
+        return decode(content, arrays, strict, objects).tolist()
     if kind == "$per_trial":
         return PerTrial(decode(content, arrays, strict, objects))
     if kind == "$slice":

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -261,7 +262,9 @@ def execute(
             bar.update()
 
         try:
-            engine.run(plan.name, work, plan.blocks(missing), attach, done)
+            # Looking for the linear algebra libraries takes milliseconds: in this process once, not for every block.
+            with nullcontext() if engine.remote else one_blas_thread():
+                engine.run(plan.name, work, plan.blocks(missing), attach, done)
         finally:
             target.flush()
     if len(target.receipts) != len(plan):

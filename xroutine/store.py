@@ -143,14 +143,15 @@ class ZarrTarget:
         there = [n for n, v in labels.variables.items() if n in self._allocated and v.identical(self._allocated[n])]
         write_labels(self.store, labels.drop_vars(there), mark)
         # What xarray calls coordinates, where it wrote all of them at once.
-        coordinates = " ".join(str(name) for name in labels.coords if name not in labels.dims)
+        names = " ".join(str(name) for name in labels.coords if name not in labels.dims)
+        coordinates = {"coordinates": names} if names else {}
         with warnings.catch_warnings():
             # Consolidated metadata is an extension that xarray, zarr-python and others read.
             warnings.filterwarnings("ignore", "Consolidated metadata", UserWarning)
             group = zarr.consolidate_metadata(self.store)
         complete = dumps({**loads(mark, MARK), "status": "complete"})
         made = uuid.uuid4().hex
-        group.attrs.update({**labels.attrs, "coordinates": coordinates, MADE: made, MARK: complete})
+        group.attrs.update({**labels.attrs, **coordinates, MADE: made, MARK: complete})
         return open_dataset(self.store)
 
 

@@ -9,6 +9,7 @@ from functools import cached_property
 from typing import Any, Literal
 
 import numpy as np
+import pandas as pd
 import xarray as xr
 
 from xroutine.errors import TrialsError
@@ -126,6 +127,11 @@ class View:
             for name, coord in self.dataset.coords.items()
             if coord.dims == (TRIAL,) and name != TRIAL and name not in TABLE
         }
+
+    def table(self) -> pd.DataFrame:
+        """`info`, one row a trial."""
+        index = pd.Index(self.trial, name=TRIAL)
+        return pd.DataFrame({str(name): column.values for name, column in self.info.items()}, index=index)
 
     def region(self, position: int) -> dict[str, slice | int]:
         """Where a trial lies in the variable, for `xarray.Variable.isel`."""
