@@ -511,23 +511,22 @@ def test_map_within_a_task_of_the_cluster(client):
 def test_nothing_is_written_after_an_error_was_raised(tmp_path):
     begun = threading.Event()
 
-    def slow(arr, position, value, chunkShape=None, noCompute=None):
+    def slow(arr, position, value, wait, chunkShape=None, noCompute=None):
         if noCompute:
             return arr.shape, arr.dtype
         if position == 0:
             begun.wait(5)
             raise OSError("first")
         begun.set()
-        time.sleep(0.5)
+        time.sleep(wait)
         return arr * 0 + value
 
-    ds, out = make(n=2), tmp_path / "a.zarr"
-    options = {"out": out, "block_size": 1, "scheduler": "threads"}
+    ds, options = make(n=2), {"out": tmp_path / "a.zarr", "block_size": 1, "scheduler": "threads", "overwrite": True}
     with pytest.raises(OSError, match="first"):
-        ds.trials.map(slow, xrt.per_trial([0, 1]), 1, **options)
-    ds.trials.map(np.negative, **options, overwrite=True)
-    time.sleep(0.7)
-    np.testing.assert_array_equal(xrt.open(out).negative.values, -ds.data.values)
+        ds.trials.map(slow, xrt.per_trial([0, 1]), 1, 1.0, **options)
+    ds.trials.map(slow, xrt.per_trial([1, 1]), 2, 0.0, **options)
+    time.sleep(1.2)
+    assert (xrt.open(tmp_path / "a.zarr").slow == 2).all()
 
 
 def test_accessor_sees_what_its_array_holds_now():
