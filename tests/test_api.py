@@ -78,6 +78,7 @@ def test_public_names():
         "per_trial",
         "replay",
         "routine",
+        "seeds",
         "verify",
     }
 

@@ -14,7 +14,7 @@ PACKAGE = Path(xroutine.__file__).parent
 FLOORS = [
     ["errors"],
     ["trials", "create", "selection", "dense", "call", "dryrun", "blocks", "layout", "reduce", "record", "blas"],
-    ["plan", "planner", "labels", "details", "provenance"],
+    ["plan", "planner", "gather", "labels", "details", "provenance"],
     ["source", "store", "engine"],
     ["run", "verify"],
     ["container", "routine", "function", "save", "accessor", "replay", "demo", "cli"],

@@ -52,7 +52,7 @@ def prove(plan, n_channels) -> None:
         work[block.first : block.first + len(block.trial), low:high] += 1
         ranges = [
             range(piece.start // chunk, -(-piece.stop // chunk))
-            for piece, chunk in zip(block.writes, plan.target.chunks, strict=True)
+            for piece, chunk in zip(block.gives[0].writes, plan.target.chunks, strict=True)
         ]
         for index in np.ndindex(*(len(r) for r in ranges)):
             key = tuple(r[i] for r, i in zip(ranges, index, strict=True))

@@ -3,7 +3,7 @@
 from importlib.metadata import version as _version
 
 import xroutine.accessor  # noqa: F401  # registers `.trials`
-from xroutine.call import per_trial
+from xroutine.call import per_trial, seeds
 from xroutine.container import Trials
 from xroutine.create import cut, from_arrays
 from xroutine.function import routine
@@ -24,5 +24,6 @@ __all__ = [
     "per_trial",
     "replay",
     "routine",
+    "seeds",
     "verify",
 ]

@@ -157,10 +157,13 @@ class TrialsAccessor:
         out: Location | None = None,
         out_dims: Sequence[str] | None = None,
         coords: Mapping[str, Any] | None = None,
+        outputs: Mapping[str, Sequence[str]] | None = None,
         parallel: bool | None = None,
         scheduler: Any = None,
         parallel_store: bool | None = None,
         keeptrials: bool = True,
+        reduction: str = "mean",
+        align: str | None = None,
         chan_per_worker: int | None = None,
         out_stackingdim: int | None = None,
         variable: str | None = None,
@@ -187,6 +190,9 @@ class TrialsAccessor:
             Dims of what the function returns; those of the trial where they are as many.
         coords : mapping, optional
             Labels of the output's dims.
+        outputs : mapping of str to sequence of str, optional
+            For functions that return several arrays, as a tuple or dict: their names, and the dims of each. The result
+            has a variable for each.
         parallel : bool, optional
             False: a plain loop. If left out: the active `distributed.Client`, else dask's local scheduler.
         scheduler : str or executor, optional
@@ -195,6 +201,13 @@ class TrialsAccessor:
             False: blocks are computed in parallel and written by this process, one after the other.
         keeptrials : bool
             False: store only the average over trials, with their number as ``n_trials``.
+        reduction : {"mean", "sum", "var", "std", "sem"}
+            With ``keeptrials=False``, what is stored: computed in one pass, in double precision at least. ``var`` and
+            ``std`` divide by the number of trials, as in NumPy and xarray; ``sem`` is the standard error of the mean,
+            with the unbiased variance, as in SciPy.
+        align : {"trigger"}, optional
+            With ``keeptrials=False``, average trials of unequal length aligned on their trigger: each sample over the
+            trials that cover it, their number along ``time`` as ``n_trials``.
         chan_per_worker : int, optional
             Channels in a block; all of them if left out.
         out_stackingdim : int, optional
@@ -233,13 +246,15 @@ class TrialsAccessor:
         >>> ds.trials.map(np.ptp, axis=0, out_dims=("channel",)).ptp.dims
         ('trial', 'channel')
         """
-        return self._routine(function, argv, kwargs, out_dims, coords)(
+        return self._routine(function, argv, kwargs, out_dims, coords, outputs)(
             self._dataset,
             out,
             parallel=parallel,
             scheduler=scheduler,
             parallel_store=parallel_store,
             keeptrials=keeptrials,
+            reduction=reduction,
+            align=align,
             chan_per_worker=chan_per_worker,
             out_stackingdim=out_stackingdim,
             variable=variable,
@@ -257,9 +272,12 @@ class TrialsAccessor:
         *argv: Any,
         out_dims: Sequence[str] | None = None,
         coords: Mapping[str, Any] | None = None,
+        outputs: Mapping[str, Sequence[str]] | None = None,
         parallel: bool | None = None,
         scheduler: Any = None,
         keeptrials: bool = True,
+        reduction: str = "mean",
+        align: str | None = None,
         chan_per_worker: int | None = None,
         out_stackingdim: int | None = None,
         variable: str | None = None,
@@ -279,9 +297,16 @@ class TrialsAccessor:
           memory  about 30.5 MiB for the largest block
           engine  a plain loop in this thread
         """
-        made = self._routine(function, argv, kwargs, out_dims, coords)
+        made = self._routine(function, argv, kwargs, out_dims, coords, outputs)
         made.initialize(
-            self._dataset, out_stackingdim, chan_per_worker, keeptrials, variable=variable, block_size=block_size
+            self._dataset,
+            out_stackingdim,
+            chan_per_worker,
+            keeptrials,
+            reduction=reduction,
+            align=align,
+            variable=variable,
+            block_size=block_size,
         )
         result_labels(made.view, made.plan, made.coords)
         return made.plan.on(choose(parallel, scheduler).name)
@@ -331,6 +356,7 @@ class TrialsAccessor:
         kwargs: dict[str, Any],
         out_dims: Sequence[str] | None,
         coords: Mapping[str, Any] | None,
+        outputs: Mapping[str, Sequence[str]] | None,
     ) -> ComputationalRoutine:
         if isinstance(function, ComputationalRoutine):
             raise PlanError(
@@ -340,8 +366,9 @@ class TrialsAccessor:
             made = function(*argv, **kwargs)
             made.out_dims = made.out_dims if out_dims is None else tuple(out_dims)
             made.coords = made.coords if coords is None else coords
+            made.outputs = made.outputs if outputs is None else {name: tuple(dims) for name, dims in outputs.items()}
             return made
-        return routine_class(function, out_dims, coords)(*argv, **kwargs)
+        return routine_class(function, out_dims, coords, outputs)(*argv, **kwargs)
 
     def _rows(self) -> list[tuple[str, str]]:
         found = self._view
@@ -351,7 +378,9 @@ class TrialsAccessor:
         array = found.variable
         trials = f"{len(found):,}, {found.layout}" + (f", {sizes} along {found.stack}" if found.stack else "")
         if "n_trials" in self._dataset.coords:
-            trials = f"an average of {int(self._dataset.n_trials):,}"
+            counts = self._dataset.n_trials.values
+            least = "" if counts.min() == counts.max() else f"{counts.min():,} to "
+            trials = f"an average of {least}{counts.max():,}"
         signal = f"{found.name} ({', '.join(found.dims)}) {array.dtype}, {nbytes_text(array.nbytes)}"
         if TIME in found.dims:
             signal += ", unknown rate" if found.samplerate is None else f", {found.samplerate:g} Hz"

@@ -59,22 +59,30 @@ def info(url: str) -> str:
     store = locate(url)
     dataset = open_dataset(store, unfinished=True)
     mark = inspect(store) or {}
-    array = zarr.open_array(store, path=mark["variable"], mode="r")
-    sizes = ", ".join(f"{dim}: {size:,}" for dim, size in dataset[mark["variable"]].sizes.items())
-    chunks = "x".join(str(size) for size in array.chunks) or "1"
     n_trials = dataset.coords.get("n_trials")
-    rows = {
-        "store": address(store),
-        "status": f"{mark['status']}, {len(read_ledger(store, mark['blocks'])):,} of {mark['blocks']:,} blocks done",
-        "routine": mark.get("plan", {}).get("routine", ""),
-        "average": "" if n_trials is None else f"of {int(n_trials):,} trials",
-        "array": f"{mark['variable']} ({sizes}) {array.dtype}, {nbytes_text(array.nbytes)}",
-        "chunks": f"{array.nchunks:,} of {chunks}",
-        "codecs": ", ".join(map(_codec, array.compressors)) or "none",
-        "versions": ", ".join(f"{name} {version}" for name, version in read_cfg(dataset).get("versions", {}).items()),
-    }
-    lines = [f"{key:<9} {text}" for key, text in rows.items() if text]
-    return "\n".join([*lines, _trials(dataset), dataset.trials.log.rstrip()]).rstrip()
+    done = len(read_ledger(store, mark["blocks"]))
+    rows = [
+        ("store", address(store)),
+        ("status", f"{mark['status']}, {done:,} of {mark['blocks']:,} blocks done"),
+        ("routine", mark.get("plan", {}).get("routine", "")),
+        ("average", "" if n_trials is None else f"of {int(n_trials.max()):,} trials"),
+    ]
+    for name in mark["variables"]:
+        array = zarr.open_array(store, path=name, mode="r")
+        sizes = ", ".join(f"{dim}: {size:,}" for dim, size in dataset[name].sizes.items())
+        rows += [
+            ("array", f"{name} ({sizes}) {array.dtype}, {nbytes_text(array.nbytes)}"),
+            ("chunks", f"{array.nchunks:,} of {'x'.join(str(size) for size in array.chunks) or '1'}"),
+            ("codecs", ", ".join(map(_codec, array.compressors)) or "none"),
+        ]
+    found = read_cfg(dataset).get("versions", {})
+    rows.append(("versions", ", ".join(f"{name} {version}" for name, version in found.items())))
+    lines = [f"{key:<9} {text}" for key, text in rows if text]
+    trials = [
+        _trials(dataset.drop_vars([other for other in mark["variables"] if other != name]))
+        for name in mark["variables"]
+    ]
+    return "\n".join([*lines, *trials, dataset.trials.log.rstrip()]).rstrip()
 
 
 def _codec(codec: Any) -> str:

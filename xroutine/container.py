@@ -13,7 +13,7 @@ from xroutine.create import labels, read_trialdefinition
 from xroutine.errors import TrialsError
 from xroutine.record import ROLE, decode, loads
 from xroutine.store import Location
-from xroutine.trials import CHANNEL, TIME, TRIAL, View, as_dataset, check_samplerate, seconds, view
+from xroutine.trials import CHANNEL, TIME, TRIAL, View, as_dataset, check_samplerate, is_sample, seconds, view
 
 
 class Trials:
@@ -249,11 +249,11 @@ class Trials:
         if values is None:
             self._dataset = self.dataset.drop_vars(dim, errors="ignore")
             return
-        if dim not in found.dims or (found.layout == "ragged" and dim == found.stack):
+        if dim not in self.dataset.dims or dim == TRIAL or is_sample(self.dataset, dim):
             raise AttributeError(
                 f"cannot set {dim!r}: the trials' dims are {found.dims}; set .dims to call them otherwise"
             )
-        self._dataset = self.dataset.assign_coords({dim: (dim, labels(values, dim, found.variable.sizes[dim]))})
+        self._dataset = self.dataset.assign_coords({dim: (dim, labels(values, dim, self.dataset.sizes[dim]))})
 
     def _set_attr(self, key: str, value: Any) -> None:
         changed = self.dataset.copy()

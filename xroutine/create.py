@@ -11,7 +11,7 @@ import pandas as pd
 import xarray as xr
 
 from xroutine.errors import TrialsError
-from xroutine.trials import CHANNEL, SAMPLE, TABLE, TIME, TRIAL, IntArray, check_samplerate, row_start_coord, seconds
+from xroutine.trials import CHANNEL, SAMPLE, TIME, TRIAL, IntArray, check_samplerate, in_table, row_start_coord, seconds
 
 TrialInfo = Mapping[str, Sequence[Any] | npt.NDArray[Any]] | pd.DataFrame
 
@@ -213,7 +213,7 @@ def _trial_coords(
     coords: dict[str, Any] = {TRIAL: (TRIAL, labels(range(count) if trial is None else trial, "trial", count))}
     coords["offset"] = (TRIAL, offset)
     for key, column in ({} if trialinfo is None else trialinfo).items():
-        if key in (TRIAL, SAMPLE, TIME, CHANNEL, *TABLE):
+        if key in (TRIAL, SAMPLE, TIME, CHANNEL) or in_table(key):
             raise TrialsError(f"trialinfo: {key!r} is a name of the trial table itself: choose another")
         values = np.asarray(column)
         if values.shape != (count,):

@@ -10,7 +10,7 @@ from xarray.backends import BackendArray
 from xarray.core import indexing
 
 from xroutine.errors import TrialsError
-from xroutine.trials import TABLE, TIME, TRIAL, View, seconds
+from xroutine.trials import TIME, TRIAL, View, in_table, seconds
 
 
 class _Padded(BackendArray):
@@ -71,7 +71,7 @@ def to_dense(view: View, fill_value: Any = np.nan) -> xr.Dataset:
     attrs = {key: value for key, value in view.variable.attrs.items() if key != "stacked_dim"}
     signal = xr.Variable((TRIAL, *view.dims), indexing.LazilyIndexedArray(padded), attrs)
     keep = [name for name, coord in view.dataset.coords.items() if set(coord.dims) <= {TRIAL, *view.dims}]
-    coords = {name: view.dataset.coords[name].variable for name in keep if name not in TABLE}
+    coords = {name: view.dataset.coords[name].variable for name in keep if not in_table(name)}
     if view.offset is not None:
         coords["offset"] = xr.Variable(TRIAL, np.full(len(view), view.offset.min(), np.int64))
         if view.samplerate is not None:

@@ -11,7 +11,9 @@ from xroutine.routine import ComputationalRoutine
 
 
 def routine(
-    out_dims: Sequence[str] | None = None, coords: Mapping[str, Any] | None = None
+    out_dims: Sequence[str] | None = None,
+    coords: Mapping[str, Any] | None = None,
+    outputs: Mapping[str, Sequence[str]] | None = None,
 ) -> Callable[[Callable[..., Any]], type[ComputationalRoutine]]:
     """Make a plain function of one trial a routine class.
 
@@ -21,6 +23,8 @@ def routine(
         Dims of one trial's output; those of the input where they are as many.
     coords : mapping, optional
         Labels of the output's dims.
+    outputs : mapping of str to sequence of str, optional
+        For functions that return several arrays, as a tuple or dict: their names, and the dims of each.
 
     Returns
     -------
@@ -39,23 +43,30 @@ def routine(
     """
 
     def decorate(function: Callable[..., Any]) -> type[ComputationalRoutine]:
-        return routine_class(function, out_dims, coords)
+        return routine_class(function, out_dims, coords, outputs)
 
     return decorate
 
 
 def routine_class(
-    function: Callable[..., Any], out_dims: Sequence[str] | None, coords: Mapping[str, Any] | None
+    function: Callable[..., Any],
+    out_dims: Sequence[str] | None,
+    coords: Mapping[str, Any] | None,
+    outputs: Mapping[str, Sequence[str]] | None,
 ) -> type[ComputationalRoutine]:
     """A routine class for a plain function, under the function's own name."""
     module, _, qualified = name_of(function).partition(":")
     if isinstance(out_dims, str):
         raise PlanError(f"out_dims={out_dims!r}: expected a sequence of names, like ({out_dims!r},)")
+    for name, dims in (outputs or {}).items():
+        if isinstance(dims, str) or not name.isidentifier():
+            raise PlanError(f"outputs: expected names with a sequence of dims each, got {name!r}: {dims!r}")
     body = {
         "computeFunction": staticmethod(function),
         "process_metadata": lambda self, data, out: None,
         "out_dims": None if out_dims is None else tuple(out_dims),
         "coords": coords,
+        "outputs": None if outputs is None else {name: tuple(dims) for name, dims in outputs.items()},
         "_number_dims": False,
         "__doc__": function.__doc__,
         "__module__": module,

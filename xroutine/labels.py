@@ -9,12 +9,14 @@ import numpy as np
 import xarray as xr
 
 from xroutine.errors import PlanError
-from xroutine.plan import Plan, kept_offset
-from xroutine.trials import SAMPLE, TIME, TRIAL, View, row_start_coord, seconds
+from xroutine.plan import Output, Plan, kept_offset
+from xroutine.trials import SAMPLE, TIME, TRIAL, View, row_start_coord, seconds, table_name
 
 
-def result_labels(view: View, plan: Plan, coords: Mapping[str, Any] | None = None) -> xr.Dataset:
-    """Coordinates of a plan's result, and as attributes those of its signal variable.
+def result_labels(
+    view: View, plan: Plan, coords: Mapping[str, Any] | None = None
+) -> tuple[xr.Dataset, dict[str, dict[str, Any]]]:
+    """Coordinates of a plan's result, and the attributes of each of its signals.
 
     Labels of dims that keep their name and size are carried over, and so are the trial table and the trial info.
 
@@ -26,44 +28,71 @@ def result_labels(view: View, plan: Plan, coords: Mapping[str, Any] | None = Non
     Raises
     ------
     PlanError
-        Where given labels do not fit the output.
+        Where given labels do not fit the outputs, or outputs do not fit together.
     """
-    target = plan.target
-    sizes = dict(zip(plan.output.dims, plan.output.shape, strict=True))
-    if target.kind == "ragged":
-        del sizes[plan.output.dims[plan.output.axis]]
-    before = dict(zip(view.dims, plan.input_shape, strict=True))
-    kept = {dim for dim, size in sizes.items() if before.get(dim) == size and dim != TIME}
-    out: dict[Hashable, Any] = {name: coord for name, coord in view.labels.items() if set(map(str, coord.dims)) <= kept}
-    attrs: dict[str, Any] = {}
-    if target.kind != "single":
+    out: dict[Hashable, Any] = {}
+    attrs: dict[str, dict[str, Any]] = {}
+    sizes: dict[str, int] = {}
+    for output in plan.outputs:
+        found, attrs[output.name] = _output_labels(view, plan, output)
+        out |= found
+        for dim, size in _sizes(output).items():
+            if sizes.setdefault(dim, size) != size:
+                raise PlanError(
+                    f"outputs {[other.name for other in plan.outputs]} have {dim!r} with {sizes[dim]} and {size} "
+                    f"elements: one Dataset cannot hold both, call one dim otherwise"
+                )
+    if any(output.target.kind != "single" for output in plan.outputs):
         out[TRIAL] = (TRIAL, plan.trial, view.dataset.coords[TRIAL].attrs if TRIAL in view.dataset.coords else {})
         out |= view.info
-    if target.kind == "ragged":
-        if target.row_start is not None:
-            out["row_start"] = row_start_coord(target.row_start, target.shape[plan.output.axis])
-        out["row_size"] = (TRIAL, target.row_size)
-        if plan.output.dims[plan.output.axis] != TIME:
-            attrs["stacked_dim"] = plan.output.dims[plan.output.axis]
-    offset = kept_offset(view, plan.output.dims, plan.output.answers)
+    if not plan.keeptrials:
+        aligned = [output for output in plan.outputs if output.slot is not None]
+        out["n_trials"] = (TIME, aligned[0].n_trials) if aligned else plan.n_trials
+    out |= {str(name): _given(str(name), value, sizes) for name, value in (coords or {}).items()}
+    return xr.Dataset(coords=out), attrs
+
+
+def _sizes(output: Output) -> dict[str, int]:
+    """Sizes of a result's dims that are also those of one trial."""
+    sizes = dict(zip(output.dims, output.shape, strict=True))
+    if output.target.kind == "ragged":
+        del sizes[output.dims[output.axis]]
+    elif output.slot is not None:
+        sizes[output.dims[output.axis]] = output.target.shape[output.axis]
+    return sizes
+
+
+def _output_labels(view: View, plan: Plan, output: Output) -> tuple[dict[Hashable, Any], dict[str, Any]]:
+    """Coordinates of one output, and its attributes."""
+    target, sizes = output.target, _sizes(output)
+    before = dict(zip(view.dims, plan.input_shape, strict=True))
+    kept = {dim for dim, size in sizes.items() if before.get(dim) == size and dim != TIME}
+    out: dict[Hashable, Any] = {}
+    attrs: dict[str, Any] = {}
+    if target.row_start is not None:
+        sample = target.dims[output.axis]
+        out[table_name("row_start", sample)] = row_start_coord(target.row_start, target.shape[output.axis])
+        out[table_name("row_size", sample)] = (TRIAL, target.row_size)
+        if output.dims[output.axis] != TIME:
+            attrs["stacked_dim"] = output.dims[output.axis]
+    offset = kept_offset(view, output.dims, output.answers)
     if offset is not None:
         if target.kind != "single":
             out["offset"] = (TRIAL, offset)
         if view.samplerate is not None:
             attrs["samplerate"] = view.samplerate
-        if target.kind != "ragged":
+            if target.kind != "ragged":
+                out[TIME] = (TIME, seconds(int(offset.min()), sizes[TIME], view.samplerate), {"units": "s"})
+        if target.kind != "ragged" and before[TIME] == sizes[TIME]:
             kept |= {TIME}
-            out |= {name: coord for name, coord in view.labels.items() if set(map(str, coord.dims)) <= kept}
-            if TIME not in out and view.samplerate is not None:
-                out[TIME] = (TIME, seconds(int(offset[0]), sizes[TIME], view.samplerate), {"units": "s"})
+    out |= {name: coord for name, coord in view.labels.items() if set(map(str, coord.dims)) <= kept}
     if target.kind == "dense" and view.layout == "dense":
         out |= {
             name: coord.variable
             for name, coord in view.dataset.coords.items()
             if coord.ndim > 1 and TRIAL in coord.dims and set(map(str, coord.dims)) <= kept | {TRIAL}
         }
-    out |= {str(name): _given(str(name), value, sizes) for name, value in (coords or {}).items()}
-    return xr.Dataset(coords=out, attrs=attrs)
+    return out, attrs
 
 
 def _given(name: str, value: Any, sizes: dict[str, int]) -> xr.Variable:

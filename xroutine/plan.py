@@ -11,9 +11,29 @@ import numpy as np
 from xroutine.blocks import spans
 from xroutine.call import Call, PerTrial
 from xroutine.dryrun import Answers, Shape
-from xroutine.errors import NotEnoughMemoryError, PlanError
+from xroutine.errors import NotEnoughMemoryError
 from xroutine.layout import TargetLayout
-from xroutine.trials import CHANNEL, SAMPLE, TIME, TRIAL, IntArray, Layout, View
+from xroutine.trials import CHANNEL, TIME, TRIAL, IntArray, Layout, View
+
+
+@dataclass(frozen=True, eq=False)
+class Piece:
+    """What a block gives of one output.
+
+    Attributes
+    ----------
+    shape : tuple of int
+        Shape of the buffer, or of the partial result.
+    slot, width : numpy.ndarray of int64
+        For each trial, its first row therein and its number of rows.
+    writes : tuple of slice or None
+        Region of the target that the buffer fills; None for averages, whose partial results are merged first.
+    """
+
+    shape: Shape
+    slot: IntArray
+    width: IntArray
+    writes: tuple[slice, ...] | None
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,12 +56,8 @@ class Block:
         Regions of the input, for `xarray.Variable.isel`.
     piece, row, size : numpy.ndarray of int64
         For each trial, which region holds it, its first row therein, and its number of rows.
-    shape : tuple of int
-        Shape of the output buffer.
-    slot, width : numpy.ndarray of int64
-        For each trial, its first row in the output buffer and its number of rows.
-    writes : tuple of slice or None
-        Region of the target that the buffer fills; None for averages, whose partial results are merged first.
+    gives : tuple of Piece
+        One an output.
     """
 
     number: int
@@ -55,18 +71,17 @@ class Block:
     piece: IntArray
     row: IntArray
     size: IntArray
-    shape: Shape
-    slot: IntArray
-    width: IntArray
-    writes: tuple[slice, ...] | None
+    gives: tuple[Piece, ...]
 
 
 @dataclass(frozen=True, eq=False)
-class Output:
+class TrialOutput:
     """What the dry runs told of one trial's output, and how it follows trials and channels.
 
     Attributes
     ----------
+    name : str
+        Name of the result's variable.
     dims : tuple of str
     shape : tuple of int
         The largest over all trials, with all channels.
@@ -79,10 +94,13 @@ class Output:
         The dimension that follows the channels, where they are split.
     channel_bounds : numpy.ndarray of int64
         Where the channel blocks begin and end along `channel_axis`.
+    slot : numpy.ndarray of int64 or None
+        First row of each trial in an average that is aligned on the trigger.
     answers : Answers
         The dry runs' own words.
     """
 
+    name: str
     dims: tuple[str, ...]
     shape: Shape
     dtype: np.dtype[Any]
@@ -90,22 +108,37 @@ class Output:
     width: IntArray
     channel_axis: int | None
     channel_bounds: IntArray
+    slot: IntArray | None
     answers: Answers
 
     @property
     def chunk_shape(self) -> Shape:
-        """`chunkShape` of the contract: the largest output shape that a call returns."""
-        if self.channel_axis is None:
-            return self.shape
-        widest = int(np.diff(self.channel_bounds).max())
+        """`chunkShape` of the contract: the largest output shape that one call returns."""
+        widest = int(np.diff(self.channel_bounds).max(initial=0))
         return tuple(widest if axis == self.channel_axis else n for axis, n in enumerate(self.shape))
 
+
+@dataclass(frozen=True, eq=False)
+class Output(TrialOutput):
+    """One trial's output, and where it is written.
+
+    Attributes
+    ----------
+    target : TargetLayout
+        The array that is written.
+    """
+
+    target: TargetLayout
+
     @property
-    def nbytes(self) -> IntArray:
-        """Bytes of each trial's output, of the widest channel block."""
-        other = [n for axis, n in enumerate(self.chunk_shape) if axis != self.axis]
-        found: IntArray = self.width * int(np.prod(other, dtype=np.int64)) * self.dtype.itemsize
-        return found
+    def n_trials(self) -> int | IntArray:
+        """How many trials an average is of; where it is aligned, for each of its rows."""
+        if self.slot is None:
+            return len(self.width)
+        change = np.zeros(self.target.shape[self.axis] + 1, np.int64)
+        np.add.at(change, self.slot, 1)
+        np.add.at(change, self.slot + self.width, -1)
+        return np.cumsum(change)[:-1]
 
 
 @dataclass(frozen=True, eq=False)
@@ -118,7 +151,7 @@ class Plan:
         What is computed: the name of the routine, and of the result's variable.
     call : Call
         The compute function and its arguments.
-    variable, layout, dims, dtype, stack
+    variable, layout, dims, dtype, stack, sample
         The input: see `View`.
     trial_axis, stack_axis : int
         The input's dimension ``trial`` (dense only), and the dimension of a trial along `stack`.
@@ -128,14 +161,12 @@ class Plan:
         The trial table: labels, first rows, numbers of rows.
     input_chunk : int
         Rows of one stored chunk of the input along its trials.
-    output : Output
-        One trial's output.
+    outputs : tuple of Output
+        What is computed of each trial, and where it goes.
     trial_bounds, channel_bounds : numpy.ndarray of int64
         Where the blocks begin and end: trials, and input channels.
-    keeptrials : bool
-        Whether single trials are stored, or their average.
-    target : Target
-        The array that is written.
+    reduction : str or None
+        How trials are averaged; None where single trials are stored.
     block_nbytes : int
         Memory that the largest block takes: input, output, and a copy of its largest trial.
     """
@@ -147,6 +178,7 @@ class Plan:
     dims: tuple[str, ...]
     dtype: np.dtype[Any]
     stack: str | None
+    sample: str | None
     trial_axis: int
     stack_axis: int
     channel_size: int | None
@@ -155,11 +187,10 @@ class Plan:
     size: IntArray
     input_shape: Shape
     input_chunk: int
-    output: Output
+    outputs: tuple[Output, ...]
     trial_bounds: IntArray
     channel_bounds: IntArray
-    keeptrials: bool
-    target: TargetLayout
+    reduction: str | None
     block_nbytes: int
     engine: str = ""
 
@@ -169,6 +200,33 @@ class Plan:
     @property
     def n_trials(self) -> int:
         return len(self.trial)
+
+    @property
+    def output(self) -> Output:
+        """The only output, or the first of several."""
+        return self.outputs[0]
+
+    @property
+    def target(self) -> TargetLayout:
+        """Where the only output goes, or the first of several."""
+        return self.outputs[0].target
+
+    @property
+    def keeptrials(self) -> bool:
+        """Whether single trials are stored, or their average."""
+        return self.reduction is None
+
+    @property
+    def chunk_shape(self) -> Any:
+        """`chunkShape` of the contract: the largest shape that a call returns; of several outputs, by name."""
+        if self.call.outputs:
+            return {output.name: output.chunk_shape for output in self.outputs}
+        return self.output.chunk_shape
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes that are written, before they are compressed."""
+        return sum(output.target.nbytes for output in self.outputs)
 
     @property
     def n_trial_blocks(self) -> int:
@@ -199,18 +257,17 @@ class Plan:
         channels: dict[str, slice] = {}
         if self.channel_size is not None and self.n_channel_blocks > 1:
             channels = {CHANNEL: slice(low, high)}
-        size, width = self.size[here], self.output.width[here]
+        size = self.size[here]
         reads: tuple[dict[str, slice], ...]
-        if self.layout == "ragged":
+        if self.sample is not None:
             found = spans(self.start[here], size, self.input_chunk)
             reads = tuple(
-                {SAMPLE: slice(int(a), int(b)), **channels} for a, b in zip(found.start, found.stop, strict=True)
+                {self.sample: slice(int(a), int(b)), **channels} for a, b in zip(found.start, found.stop, strict=True)
             )
             piece, row = found.piece, found.row
         else:
             reads = ({**({TRIAL: here} if self.layout == "dense" else {}), **channels},)
             piece, row = np.zeros(last - first, np.int64), np.arange(last - first)
-        shape, slot, writes = self._output(trial_block, channel_block)
         return Block(
             number,
             trial_block,
@@ -223,33 +280,32 @@ class Plan:
             piece,
             row,
             size,
-            shape,
-            slot,
-            width,
-            writes,
+            tuple(self._piece(output, first, last, channel_block) for output in self.outputs),
         )
 
-    def _output(self, trial_block: int, channel_block: int) -> tuple[Shape, IntArray, tuple[slice, ...] | None]:
-        first, last = int(self.trial_bounds[trial_block]), int(self.trial_bounds[trial_block + 1])
-        one = list(self.output.shape)
-        region = [slice(0, n) for n in one]
-        if self.output.channel_axis is not None:
-            low, high = (int(bound) for bound in self.output.channel_bounds[channel_block : channel_block + 2])
-            one[self.output.channel_axis], region[self.output.channel_axis] = high - low, slice(low, high)
-        count = np.arange(last - first)
+    def region(self, output: Output, channel_block: int) -> tuple[slice, ...]:
+        """What a channel block covers of an output without a trial dimension."""
+        region = [slice(0, n) for n in output.target.shape[-len(output.shape) :]] if output.shape else []
+        if output.channel_axis is not None:
+            low, high = (int(bound) for bound in output.channel_bounds[channel_block : channel_block + 2])
+            region[output.channel_axis] = slice(low, high)
+        return tuple(region)
+
+    def _piece(self, output: Output, first: int, last: int, channel_block: int) -> Piece:
+        width, count = output.width[first:last], np.arange(last - first)
+        target, region = output.target, self.region(output, channel_block)
+        shape = tuple(part.stop - part.start for part in region)
         if not self.keeptrials:
-            return tuple(one), np.zeros_like(count), None
-        if self.target.kind == "single":
-            return tuple(one), count, tuple(region)
-        if self.target.kind == "dense":
-            return (last - first, *one), count, (slice(first, last), *region)
-        starts = self.target.row_start
-        if starts is None:
-            raise PlanError(f"a {self.target.kind} target has no rows")
-        begin = int(starts[first])
-        end = int(starts[last]) if last < self.n_trials else self.target.shape[self.output.axis]
-        one[self.output.axis], region[self.output.axis] = end - begin, slice(begin, end)
-        return tuple(one), starts[first:last] - begin, tuple(region)
+            return Piece(shape, np.zeros_like(count) if output.slot is None else output.slot[first:last], width, None)
+        if target.kind == "dense":
+            return Piece((last - first, *shape), count, width, (slice(first, last), *region))
+        if target.row_start is None:
+            return Piece(shape, count, width, region)
+        begin = int(target.row_start[first])
+        end = int(target.row_start[last]) if last < self.n_trials else target.shape[output.axis]
+        before, after = region[: output.axis], region[output.axis + 1 :]
+        shape = (*shape[: output.axis], end - begin, *shape[output.axis + 1 :])
+        return Piece(shape, target.row_start[first:last] - begin, width, (*before, slice(begin, end), *after))
 
     def on(self, engine: str) -> Plan:
         """The same plan, to be run by an engine."""
@@ -271,24 +327,30 @@ class Plan:
             )
 
     def __repr__(self) -> str:
-        target = self.target
-        shape = ", ".join(f"{dim}: {size:,}" for dim, size in zip(target.dims, target.shape, strict=True))
         sizes = f"{self.size.min():,}" + (f" to {self.size.max():,}" if self.size.min() != self.size.max() else "")
         channels = f" x {self.channel_size:,} channels" if self.channel_size is not None else ""
-        unused = 0 if target.row_size is None else target.shape[self.output.axis] - int(target.row_size.sum())
         lines = [
             f"{self.name}: {self.n_trials:,} trials of {sizes} rows{channels} in {len(self):,} "
             f"block{'s' * (len(self) != 1)}"
             + (f" ({self.n_channel_blocks} channel blocks each)" if self.n_channel_blocks > 1 else ""),
             f"  reads   {self.variable} ({', '.join(self.dims)}) {self.dtype}, {self.layout}, "
             f"{nbytes_text(self.input_nbytes)}",
-            f"  writes  ({shape}) {target.dtype}, {target.kind if self.keeptrials else 'average'}, "
-            f"{nbytes_text(target.nbytes)} in {target.n_chunks:,} chunk{'s' * (target.n_chunks != 1)} of "
-            f"{'x'.join(str(n) for n in target.chunks)}"
-            + (f", {unused / target.shape[self.output.axis]:.1%} of the rows unused" if unused else ""),
+            *(f"  writes  {self._writes(output)}" for output in self.outputs),
             f"  memory  about {nbytes_text(self.block_nbytes)} for the largest block",
         ]
         return "\n".join([*lines, f"  engine  {self.engine}"] if self.engine else lines)
+
+    def _writes(self, output: Output) -> str:
+        target = output.target
+        name = f"{output.name} " if len(self.outputs) > 1 else ""
+        shape = ", ".join(f"{dim}: {size:,}" for dim, size in zip(target.dims, target.shape, strict=True))
+        unused = 0 if target.row_size is None else target.shape[output.axis] - int(target.row_size.sum())
+        return (
+            f"{name}({shape}) {target.dtype}, {self.reduction or target.kind}, "
+            f"{nbytes_text(target.nbytes)} in {target.n_chunks:,} chunk{'s' * (target.n_chunks != 1)} of "
+            f"{'x'.join(str(n) for n in target.chunks)}"
+            + (f", {unused / target.shape[output.axis]:.1%} of the rows unused" if unused else "")
+        )
 
 
 def kept_offset(view: View, dims: tuple[str, ...], answers: Answers) -> IntArray | None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import numpy as np
 
 from xroutine.blocks import channel_bounds, even_bounds, greedy_bounds
@@ -9,8 +11,8 @@ from xroutine.call import Call
 from xroutine.dryrun import Answers, Shape, dry_run, dry_runs
 from xroutine.errors import DryRunError, PlanError
 from xroutine.layout import TargetLayout, fill_value, prove_one_owner, row_chunk, row_starts
-from xroutine.plan import Output, Plan, kept_offset
-from xroutine.reduce import mean_dtype
+from xroutine.plan import Output, Plan, TrialOutput, kept_offset
+from xroutine.reduce import REDUCTIONS, reduced_dtype
 from xroutine.trials import CHANNEL, SAMPLE, TIME, TRIAL, IntArray, Layout, View
 
 BLOCK_SIZE = 16 * 2**20
@@ -23,16 +25,18 @@ def make_plan(
     call: Call,
     *,
     name: str,
-    out_dims: tuple[str, ...] | None = None,
+    out_dims: Mapping[str, tuple[str, ...] | None] | None = None,
     number_dims: bool = False,
     out_stackingdim: int | None = None,
     chan_per_worker: int | None = None,
     keeptrials: bool = True,
+    reduction: str = "mean",
+    align: str | None = None,
     block_size: int = BLOCK_SIZE,
     tight: bool = False,
-    answers: Answers | None = None,
+    answers: tuple[Answers, ...] | None = None,
 ) -> Plan:
-    """Dry-run the call, cut the work into blocks, lay out the target, and prove that no chunk has two owners.
+    """Dry-run the call, cut the work into blocks, lay out the targets, and prove that no chunk has two owners.
 
     Parameters
     ----------
@@ -42,8 +46,9 @@ def make_plan(
         The compute function and its arguments.
     name : str
         What is computed.
-    out_dims : tuple of str, optional
-        Dims of one trial's output; those of the input where they are as many.
+    out_dims : mapping of str to tuple of str or None, optional
+        Names of the outputs, and dims of one trial's; None for those of the input, where they are as many. `name`
+        alone if left out.
     number_dims : bool
         Call undeclared dims ``dim_0``, ``dim_1``, ... instead of raising.
     out_stackingdim : int, optional
@@ -52,11 +57,15 @@ def make_plan(
         Channels in a block; all of them if left out.
     keeptrials : bool
         Store single trials, or their average.
+    reduction : {"mean", "sum", "var", "std", "sem"}
+        What of the trials is stored, where single ones are not.
+    align : {"trigger"}, optional
+        Average trials of unequal length, each sample over the trials that cover it.
     block_size : int
         Bytes of input (or of output, where that is more) in a block.
     tight : bool
         Leave no unused rows: for targets without chunks.
-    answers : Answers, optional
+    answers : tuple of Answers, optional
         What the dry runs of this very call told before.
 
     Raises
@@ -68,23 +77,39 @@ def make_plan(
         raise PlanError("there are no trials to compute: the selection is empty")
     if isinstance(block_size, bool) or not isinstance(block_size, (int, np.integer)) or block_size < 1:
         raise PlanError(f"block_size: expected a positive number of bytes, got {block_size!r}")
+    _check_reduction(keeptrials, reduction, align)
     call.check_length(len(view))
     in_bounds = _channel_bounds(view, chan_per_worker)
-    output = _output(view, call, in_bounds, out_dims, number_dims, out_stackingdim, keeptrials, answers)
-    kind = _target_kind(view, output, keeptrials)
+    channels = int(in_bounds[1])
+    if answers is None:
+        answers = dry_runs(call, view.size, lambda rows: _shape(view, rows, channels), view.variable.dtype)
+    named = {name: None} if out_dims is None else out_dims
+    told = [
+        _trial_output(view, call, in_bounds, title, dims, number_dims, out_stackingdim, keeptrials, align, found)
+        for (title, dims), found in zip(named.items(), answers, strict=True)
+    ]
+    if align is not None and all(output.slot is None for output in told):
+        raise PlanError(
+            f"align={align!r}: expected an output that keeps the samples of each trial along `time`, found "
+            f"{', '.join(f'{output.name} {output.dims}' for output in told)}"
+        )
+    kinds = [_target_kind(view, output, keeptrials) for output in told]
     widest = _shape(view, int(view.size.max()), int(np.diff(in_bounds).max()))
-    nbytes_in = (
-        view.size * (int(np.prod(widest, dtype=np.int64)) // int(view.size.max())) * view.variable.dtype.itemsize
-    )
-    nbytes_out = output.nbytes
+    row_nbytes = int(np.prod(widest, dtype=np.int64)) // int(view.size.max()) * view.variable.dtype.itemsize
+    nbytes_in, nbytes_out = view.size * row_nbytes, np.sum([found.nbytes for found in answers], axis=0)
     in_block = np.maximum(nbytes_in, nbytes_out) if keeptrials else nbytes_in
     input_chunk = _input_chunk(view)
-    if kind == "ragged":
+    if set(kinds) == {"ragged"}:
         bounds = greedy_bounds(in_block, block_size)
     else:
         bounds = even_bounds(in_block, block_size, input_chunk if view.layout == "dense" else 1)
+    targets = _targets(told, kinds, bounds, None if keeptrials else reduction, tight)
+    outputs = tuple(Output(**vars(output), target=target) for output, target in zip(told, targets, strict=True))
     held = np.add.reduceat(nbytes_in, bounds[:-1])
-    held += np.add.reduceat(nbytes_out, bounds[:-1]) if keeptrials else 2 * nbytes_out.max()
+    if keeptrials:
+        held += np.add.reduceat(nbytes_out, bounds[:-1])
+    else:  # sums, of squares too, and what they are merged with
+        held += 4 * sum(int(np.prod(target.shape, dtype=np.int64)) * 16 for target in targets)
     return Plan(
         name=name,
         call=call,
@@ -93,6 +118,7 @@ def make_plan(
         dims=view.dims,
         dtype=view.variable.dtype,
         stack=view.stack,
+        sample=view.sample if view.layout == "ragged" else None,
         trial_axis=view.variable.dims.index(TRIAL) if view.layout == "dense" else 0,
         stack_axis=view.dims.index(view.stack) if view.stack else 0,
         channel_size=view.variable.sizes.get(CHANNEL),
@@ -101,13 +127,22 @@ def make_plan(
         size=view.size,
         input_shape=view.shape(int(view.size.max())),
         input_chunk=input_chunk,
-        output=output,
+        outputs=outputs,
         trial_bounds=bounds,
         channel_bounds=in_bounds,
-        keeptrials=keeptrials,
-        target=_target(kind, output, bounds, keeptrials, tight),
+        reduction=None if keeptrials else reduction,
         block_nbytes=int(held.max() + (nbytes_in + nbytes_out).max()),
     )
+
+
+def _check_reduction(keeptrials: bool, reduction: str, align: str | None) -> None:
+    if reduction not in REDUCTIONS:
+        raise PlanError(f"reduction={reduction!r}: expected one of {', '.join(REDUCTIONS)}")
+    if align not in (None, "trigger"):
+        raise PlanError(f"align={align!r}: expected 'trigger' or None")
+    if keeptrials and (reduction != "mean" or align is not None):
+        given = f"align={align!r}" if align is not None else f"reduction={reduction!r}"
+        raise PlanError(f"{given} goes with keeptrials=False: single trials are stored as they are")
 
 
 def _shape(view: View, rows: int, channels: int) -> Shape:
@@ -115,37 +150,41 @@ def _shape(view: View, rows: int, channels: int) -> Shape:
     return tuple(channels if dim == CHANNEL else n for dim, n in zip(view.dims, view.shape(rows), strict=True))
 
 
-def _output(
+def _trial_output(
     view: View,
     call: Call,
     bounds: IntArray,
-    out_dims: tuple[str, ...] | None,
+    name: str,
+    declared: tuple[str, ...] | None,
     number_dims: bool,
     out_stackingdim: int | None,
     keeptrials: bool,
-    answers: Answers | None,
-) -> Output:
-    """Dry-run the call and find out along which dimensions its output follows trials and channels."""
-    first = int(bounds[1])
-    answers = answers or dry_runs(call, view.size, lambda rows: _shape(view, rows, first), view.variable.dtype)
-    dims = _output_dims(view, call.name, out_dims, number_dims, answers, first)
-    axis = _stacking_axis(call.name, answers, dims, out_stackingdim, keeptrials)
+    align: str | None,
+    answers: Answers,
+) -> TrialOutput:
+    """Along which dimensions an output follows trials and channels."""
+    dims = _output_dims(view, name, declared, number_dims, answers, int(bounds[1]))
+    offset = kept_offset(view, dims, answers)
+    aligned = align is not None and offset is not None
+    wanted = dims.index(TIME) if aligned else out_stackingdim
+    axis = _stacking_axis(name, answers, dims, wanted, keeptrials or aligned)
     shape, channel_axis, out_bounds = answers.largest, None, np.zeros(1, np.int64)
     if len(bounds) > 2:
-        channel_axis, out_bounds = _follow_channels(view, call, answers, dims, bounds)
+        channel_axis, out_bounds = _follow_channels(view, call, name, answers, dims, bounds)
         shape = tuple(int(out_bounds[-1]) if k == channel_axis else n for k, n in enumerate(shape))
         if axis == channel_axis and _unequal(answers, axis):
             raise PlanError(
                 f"trials cannot be stacked along {dims[axis]!r} and split along it, too: drop chan_per_worker="
             )
     width = answers.sizes(axis) if dims else np.ones(len(view), np.int64)
-    offset = kept_offset(view, dims, answers)
-    if not keeptrials and offset is not None and (offset != offset[0]).any():
+    if not keeptrials and not aligned and offset is not None and (offset != offset[0]).any():
         raise PlanError(
             f"trials start at different offsets from their trigger ({offset.min()} to {offset.max()} samples): "
-            f"averaging them (keeptrials=False) would mix latencies; select a common latency first"
+            f"averaging them (keeptrials=False) would mix latencies; select a common latency first, or give "
+            f"align='trigger' to average each sample over the trials that cover it"
         )
-    return Output(dims, shape, answers.dtype, axis, width, channel_axis, out_bounds, answers)
+    slot = offset - offset.min() if offset is not None and aligned else None
+    return TrialOutput(name, dims, shape, answers.dtype, axis, width, channel_axis, out_bounds, slot, answers)
 
 
 def _channel_bounds(view: View, chan_per_worker: int | None) -> IntArray:
@@ -210,7 +249,8 @@ def _stacking_axis(name: str, answers: Answers, dims: tuple[str, ...], wanted: i
     if unequal and not keeptrials:
         raise DryRunError(
             f"{name} returns trials of different sizes along {[dims[k] for k in unequal]}: they cannot be averaged "
-            f"(keeptrials=False); select a latency that all trials cover, or return one size for all"
+            f"(keeptrials=False); select a latency that all trials cover, return one size for all, or, where outputs "
+            f"keep the samples along `time`, give align='trigger'"
         )
     others = [k for k in unequal if k != axis]
     if others:
@@ -224,18 +264,18 @@ def _stacking_axis(name: str, answers: Answers, dims: tuple[str, ...], wanted: i
 
 
 def _follow_channels(
-    view: View, call: Call, answers: Answers, dims: tuple[str, ...], bounds: IntArray
+    view: View, call: Call, name: str, answers: Answers, dims: tuple[str, ...], bounds: IntArray
 ) -> tuple[int, IntArray]:
     """The output dimension that follows the channels, and where each channel block lies along it."""
     rows, first, rest = int(view.size[0]), int(bounds[1] - bounds[0]), int(bounds[-1] - bounds[-2])
     shapes = {first: answers.shapes[answers.kind[0]]}
     # Without a rest, a call with all channels tells what follows their number.
+    position = call.outputs.index(name) if call.outputs else 0
     for channels in {rest, int(bounds[-1]) if rest == first else rest} - {first}:
-        shape, dtype = dry_run(call, _shape(view, rows, channels), view.variable.dtype)
+        shape, dtype = dry_run(call, _shape(view, rows, channels), view.variable.dtype)[position]
         if len(shape) != len(dims) or dtype != answers.dtype:
             raise DryRunError(
-                f"{call.name} returns {dtype} {shape} for {channels} channels, but {answers.dtype} "
-                f"{shapes[first]} for {first}"
+                f"{name} is {dtype} {shape} for {channels} channels, but {answers.dtype} {shapes[first]} for {first}"
             )
         shapes[channels] = shape
     other = next(channels for channels in shapes if channels != first)
@@ -243,15 +283,20 @@ def _follow_channels(
     if len(follows) != 1:
         raise PlanError(
             f"chan_per_worker={first}: expected exactly one output dimension that follows the number of channels, "
-            f"found {[dims[k] for k in follows]}: {call.name} returns {shapes[first]} for {first} channels and "
+            f"found {[dims[k] for k in follows]}: {name} is {shapes[first]} for {first} channels and "
             f"{shapes[other]} for {other}; leave chan_per_worker out"
         )
     axis = follows[0]
+    if CHANNEL in dims and dims[axis] != CHANNEL:
+        raise PlanError(
+            f"chan_per_worker={first}: {dims[axis]!r} of {dims} follows the number of channels, 'channel' does not: "
+            f"{name} is {shapes[first]} for {first} channels and {shapes[other]} for {other}; put out_dims right"
+        )
     per_block = [shapes[first][axis]] * (len(bounds) - 2) + [shapes.get(rest, shapes[first])[axis]]
     return axis, np.append(0, np.cumsum(per_block)).astype(np.int64)
 
 
-def _target_kind(view: View, output: Output, keeptrials: bool) -> Layout:
+def _target_kind(view: View, output: TrialOutput, keeptrials: bool) -> Layout:
     if not keeptrials or view.layout == "single":
         return "single"
     if (output.width != output.width[0]).any():
@@ -263,15 +308,39 @@ def _target_kind(view: View, output: Output, keeptrials: bool) -> Layout:
 
 
 def _input_chunk(view: View) -> int:
-    dim = {"dense": TRIAL, "ragged": SAMPLE, "single": view.stack}[view.layout]
+    dim = TRIAL if view.layout == "dense" else view.sample if view.layout == "ragged" else view.stack
     chunks = view.variable.encoding.get("preferred_chunks", {}).get(dim, 1)
     return int(chunks[0] if isinstance(chunks, tuple) else chunks)
 
 
-def _target(kind: Layout, output: Output, bounds: IntArray, keeptrials: bool, tight: bool) -> TargetLayout:
-    """Shape and chunks of the target, with the proof that every chunk has one owner."""
-    dtype = output.dtype if keeptrials else mean_dtype(output.dtype)
-    shape, chunks, names = list(output.shape), list(output.shape), list(output.dims)
+def _targets(
+    outputs: list[TrialOutput], kinds: list[Layout], bounds: IntArray, reduction: str | None, tight: bool
+) -> list[TargetLayout]:
+    """Where each output is written. Ragged ones whose trials are equally long share the dimension ``sample``."""
+    ragged = [output for output, kind in zip(outputs, kinds, strict=True) if kind == "ragged"]
+    targets = []
+    for output, kind in zip(outputs, kinds, strict=True):
+        alike = [other for other in ragged if np.array_equal(other.width, output.width)]
+        sample = SAMPLE if not ragged or ragged[0] in alike else f"{SAMPLE}_{alike[0].name if alike else output.name}"
+        row_nbytes = max((_row_nbytes(other) for other in alike), default=1)
+        targets.append(_target(kind, output, bounds, reduction, sample, 0 if tight else row_nbytes))
+    return targets
+
+
+def _row_nbytes(output: TrialOutput) -> int:
+    others = [n for axis, n in enumerate(output.chunk_shape) if axis != output.axis]
+    return int(np.prod(others, dtype=np.int64)) * output.dtype.itemsize
+
+
+def _target(
+    kind: Layout, output: TrialOutput, bounds: IntArray, reduction: str | None, sample: str, row_nbytes: int
+) -> TargetLayout:
+    """Shape and chunks of a target, with the proof that every chunk has one owner."""
+    dtype = output.dtype if reduction is None else reduced_dtype(output.dtype, reduction)
+    shape, names = list(output.shape), list(output.dims)
+    if output.slot is not None:
+        shape[output.axis] = int((output.slot + output.width).max())
+    chunks = list(shape)
     start = size = None
     # Dimensions whose chunks are where blocks meet; the others are cut only to keep chunks small.
     owned = set()
@@ -282,18 +351,18 @@ def _target(kind: Layout, output: Output, bounds: IntArray, keeptrials: bool, ti
         owned.add(names[axis])
     if kind == "ragged":
         axis, rows = output.axis, np.add.reduceat(output.width, bounds[:-1])
-        row_nbytes = int(np.prod([n for k, n in enumerate(chunks) if k != axis], dtype=np.int64)) * dtype.itemsize
-        chunks[axis] = 1 if tight else row_chunk(rows, max(_LARGEST_CHUNK // row_nbytes, 1))
-        start, size, names[axis] = row_starts(output.width, bounds, chunks[axis]), output.width, SAMPLE
+        chunks[axis] = row_chunk(rows, max(_LARGEST_CHUNK // row_nbytes, 1)) if row_nbytes else 1
+        start, size, names[axis] = row_starts(output.width, bounds, chunks[axis]), output.width, sample
         shape[axis] = int(start[-1] + size[-1])
         begin = start[bounds[:-1]]
-        prove_one_owner(begin, begin + rows, chunks[axis], shape[axis], SAMPLE)
+        prove_one_owner(begin, begin + rows, chunks[axis], shape[axis], sample)
+        owned.add(sample)
     elif kind == "dense":
         shape.insert(0, len(output.width))
         chunks.insert(0, int(np.diff(bounds).max()))
         names.insert(0, TRIAL)
         prove_one_owner(bounds[:-1], bounds[1:], chunks[0], shape[0], TRIAL)
-    owned |= {SAMPLE, TRIAL}
+        owned.add(TRIAL)
     while int(np.prod(chunks, dtype=np.int64)) * dtype.itemsize > _LARGEST_CHUNK:
         free = [k for k, name in enumerate(names) if name not in owned and chunks[k] > 1]
         if not free:

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
-from xroutine.plan import Plan
+from xroutine.plan import Output, Plan
 from xroutine.record import ROLE, code_digest, digest, encode, versions
 
 
@@ -44,11 +44,8 @@ def fingerprint(
         **{f"coords {key}": code_digest(value) for key, value in coords.items()},
         **{f"array {key}": digest(value) for key, value in arrays.items()},
         **{f"input {key}": value for key, value in source.items()},
-        "output dims": list(plan.target.dims),
-        "output shape": list(plan.target.shape),
-        "output dtype": plan.target.dtype.str,
-        "keeptrials": plan.keeptrials,
-        "chunks": list(plan.target.chunks),
+        **{f"output {output.name}": _layout(output) for output in plan.outputs},
+        "reduction": plan.reduction,
         "trial blocks": digest(plan.trial_bounds),
         "channel blocks": digest(plan.channel_bounds),
     }
@@ -81,19 +78,19 @@ def record_call(
     """
     arrays: dict[str, np.ndarray[Any, Any]] = {}
     given = {name: {"$variable": [list(map(str, coord.dims)), {"$array": name}]} for name, coord in coords.items()}
+    declared = {output.name: output.dims for output in plan.outputs}
+    dims = {"outputs": declared} if plan.call.outputs else {"out_dims": plan.output.dims}
     cfg = {
         "routine": routine,
         "argv": [encode(value, f"cfg_{name}", arrays) for name, value in argv.items()],
         "kwargs": encode(kwargs, "cfg", arrays),
-        "options": {**encode({"out_dims": plan.output.dims, **options}, "cfg", arrays), "coords": given},
+        "options": {**encode({**dims, **options}, "cfg", arrays), "coords": given},
         "input": dict(source),
         "plan": {
             "blocks": len(plan),
             "trial_blocks": plan.n_trial_blocks,
             "channel_blocks": plan.n_channel_blocks,
-            "dims": list(plan.target.dims),
-            "shape": list(plan.target.shape),
-            "chunks": list(plan.target.chunks),
+            "outputs": {output.name: _layout(output) for output in plan.outputs},
         },
         "versions": versions(),
     }
@@ -101,3 +98,9 @@ def record_call(
         name: xr.Variable([f"{name}_{axis}" for axis in range(value.ndim)], value, {ROLE: "argument"})
         for name, value in arrays.items()
     }
+
+
+def _layout(output: Output) -> dict[str, Any]:
+    target = output.target
+    found = {"dims": list(target.dims), "shape": list(target.shape), "chunks": list(target.chunks)}
+    return {**found, "dtype": target.dtype.str}

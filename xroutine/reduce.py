@@ -1,13 +1,15 @@
-"""Averaging without storing single trials: partial sums that meet in a tree whose shape the plan decides."""
+"""Averaging without storing single trials: sums that every block folds its trials into, and that meet in a tree."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal, get_args
 
 import numpy as np
 
 Array = np.ndarray[Any, Any]
+Reduction = Literal["mean", "sum", "var", "std", "sem"]
+REDUCTIONS: tuple[str, ...] = get_args(Reduction)
 
 
 def accumulator_dtype(dtype: np.dtype[Any]) -> np.dtype[Any]:
@@ -15,23 +17,97 @@ def accumulator_dtype(dtype: np.dtype[Any]) -> np.dtype[Any]:
     return np.result_type(dtype, np.complex128 if dtype.kind == "c" else np.float64)
 
 
-def mean_dtype(dtype: np.dtype[Any]) -> np.dtype[Any]:
-    """The dtype of an average: the one of the values, promoted to floating where they are integers."""
-    return np.dtype(np.float64) if dtype.kind in "biu" else dtype
+def reduced_dtype(dtype: np.dtype[Any], reduction: str) -> np.dtype[Any]:
+    """The dtype of a reduction: that of the values, floating where they are integers, real where it is a spread."""
+    if dtype.kind in "biu":
+        return np.dtype(np.float64)
+    return np.empty(0, dtype).real.dtype if reduction in ("var", "std", "sem") else dtype
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False)
 class Partial:
-    """The sum of some trials, and how many they are."""
+    """Sums over some trials: enough for their mean and variance, and to be merged with those of others.
 
+    Attributes
+    ----------
+    count : numpy.ndarray of int64
+        Trials that contribute; of a shape that broadcasts against `total`, where not all cover all of it.
+    total : numpy.ndarray
+        Their sum.
+    square : numpy.ndarray or None
+        Sum of their squared distances from their mean, where a spread is asked for.
+    """
+
+    count: Array
     total: Array
-    count: int
+    square: Array | None = None
+
+    @classmethod
+    def zeros(cls, shape: tuple[int, ...], dtype: np.dtype[Any], reduction: str, axis: int | None = None) -> Partial:
+        """Sums over no trials.
+
+        Parameters
+        ----------
+        shape : tuple of int
+            Of one trial's output, or of what all of them cover together.
+        dtype : numpy.dtype
+            Of one trial's output.
+        reduction : str
+        axis : int, optional
+            Dimension along which trials cover a part only.
+        """
+        total = np.zeros(shape, accumulator_dtype(dtype))
+        count = np.zeros([n if k == axis else 1 for k, n in enumerate(shape)], np.int64)
+        return cls(count, total, np.zeros_like(total.real) if reduction in ("var", "std", "sem") else None)
+
+    def add(self, values: Array, where: tuple[Any, ...] = ()) -> None:
+        """Fold one trial in, where it lies.
+
+        The squares are updated as in Youngs and Cramer (1971), "Some results relevant to choice of sum and
+        sum-of-product algorithms", Technometrics 13: as stable as two passes, however far the mean is from zero.
+        """
+        count = self.count[where] if self.count.size > 1 else self.count
+        count += 1
+        total = self.total[(*where, ...)]
+        total += values
+        if self.square is not None:
+            square = self.square[(*where, ...)]
+            # The first trial is its own mean: the distance is zero, whatever it is divided by.
+            square += _squared(count * values.astype(total.dtype, copy=False) - total) / np.maximum(
+                count * (count - 1), 1
+            )
 
     def merge(self, other: Partial) -> Partial:
-        return Partial(self.total + other.total, self.count + other.count)
+        """The sums over both.
 
-    def mean(self, dtype: np.dtype[Any]) -> Array:
-        return (self.total / self.count).astype(dtype)
+        The squares are merged as in Chan, Golub and LeVeque (1983), "Algorithms for computing the sample variance",
+        The American Statistician 37.
+        """
+        count, square = self.count + other.count, None
+        if self.square is not None and other.square is not None:
+            apart = _squared(self.total / np.maximum(self.count, 1) - other.total / np.maximum(other.count, 1))
+            square = self.square + other.square + apart * (self.count / np.maximum(count, 1) * other.count)
+        return Partial(count, self.total + other.total, square)
+
+    def result(self, reduction: str, dtype: np.dtype[Any]) -> Array:
+        """The reduction; NaN where no trial (for the standard error: fewer than two) contributes, save for the sum.
+
+        ``var`` and ``std`` divide by the number of trials, as NumPy and xarray do; ``sem``, the standard error of the
+        mean, is the square root of the unbiased variance over the number of trials, as in SciPy.
+        """
+        with np.errstate(divide="ignore", invalid="ignore"):
+            if self.square is None:
+                found = self.total if reduction == "sum" else self.total / self.count
+            elif reduction == "sem":
+                found = np.sqrt(self.square / (self.count - 1) / self.count)
+            else:
+                found = self.square / self.count
+                found = np.sqrt(found) if reduction == "std" else found
+        return np.asarray(found, dtype)
+
+
+def _squared(values: Array) -> Array:
+    return values.real**2 + values.imag**2 if values.dtype.kind == "c" else values * values
 
 
 @dataclass
@@ -45,26 +121,29 @@ class Tree:
     --------
     >>> tree = Tree(3)
     >>> for leaf in (2, 0, 1):
-    ...     tree.add(leaf, Partial(np.array([float(leaf)]), 1))
-    >>> tree.root.total, tree.root.count
-    (array([3.]), 3)
+    ...     tree.add(leaf, (Partial(np.array(1), np.array(float(leaf))),))
+    >>> tree.root[0].total, tree.root[0].count
+    (np.float64(3.0), np.int64(3))
     """
 
     leaves: int
-    _waiting: dict[tuple[int, int], Partial] = field(default_factory=dict)
+    _waiting: dict[tuple[int, int], tuple[Partial, ...]] = field(default_factory=dict)
 
-    def add(self, leaf: int, partial: Partial) -> None:
+    def add(self, leaf: int, partials: tuple[Partial, ...]) -> None:
+        """Take the partial results of a block, one an output."""
         level, index, width = 0, leaf, self.leaves
         while width > 1:
             if not (index % 2 == 0 and index == width - 1):
                 other = self._waiting.pop((level, index ^ 1), None)
                 if other is None:
                     break
-                partial = other.merge(partial) if index % 2 else partial.merge(other)
+                left, right = (other, partials) if index % 2 else (partials, other)
+                partials = tuple(a.merge(b) for a, b in zip(left, right, strict=True))
             level, index, width = level + 1, index // 2, (width + 1) // 2
-        self._waiting[level, index] = partial
+        self._waiting[level, index] = partials
 
     @property
-    def root(self) -> Partial:
-        (partial,) = self._waiting.values()
-        return partial
+    def root(self) -> tuple[Partial, ...]:
+        """The partial results of all blocks."""
+        (partials,) = self._waiting.values()
+        return partials

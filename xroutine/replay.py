@@ -62,7 +62,7 @@ def replay(
     cfg = loads(stored.attrs["cfg"], "cfg")
     try:
         recorded, asked = cfg["routine"], decode(cfg["options"], stored)
-        out_dims, coords = asked.pop("out_dims"), asked.pop("coords")
+        out_dims, outputs, coords = asked.pop("out_dims", None), asked.pop("outputs", None), asked.pop("coords")
         function = _imported(recorded) if routine is None else routine
         compute = getattr(function, "computeFunction", function)
         # A default need not be recorded in full: it is there again with the function.
@@ -72,7 +72,7 @@ def replay(
     except (KeyError, TypeError, AttributeError) as error:
         raise StoreError(f"attribute 'cfg' of {location} lacks {error}, or holds something else in its place") from None
     if not (isinstance(function, type) and issubclass(function, ComputationalRoutine)):
-        function = routine_class(function, out_dims, coords)
+        function = routine_class(function, out_dims, coords, outputs)
     made: ComputationalRoutine = function(*argv, **kwargs)
     made.out_dims, made.coords = out_dims, coords
     return made(data, out, **{**asked, **options})

@@ -5,7 +5,7 @@ from __future__ import annotations
 import keyword
 import logging
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from copy import copy
 from typing import Any, ClassVar
 
@@ -25,7 +25,7 @@ from xroutine.record import dumps, history_line, log_entry, now
 from xroutine.run import execute
 from xroutine.source import Source, identity, lies_in
 from xroutine.store import Location, MemoryTarget, Target, ZarrTarget, address, allocate, locate, open_dataset
-from xroutine.trials import TABLE, View, as_dataset, view
+from xroutine.trials import View, as_dataset, view
 
 logger = logging.getLogger("xroutine")
 
@@ -52,6 +52,8 @@ class ComputationalRoutine(ABC):
         Dims of one trial's output; those of the input where they are as many.
     coords : mapping or None
         Labels of the output's dims.
+    outputs : mapping of str to tuple of str, or None
+        For functions that return several arrays, as a tuple or dict: their names, and the dims of each.
     argv, cfg
         Positional and keyword arguments, defaults included.
     defaultCfg : dict
@@ -74,13 +76,14 @@ class ComputationalRoutine(ABC):
     computeFunction: ClassVar[Callable[..., Any]]
     out_dims: tuple[str, ...] | None = None
     coords: Mapping[str, Any] | None = None
+    outputs: Mapping[str, tuple[str, ...]] | None = None
     # Plain functions have to say how an output with other dims is called; subclasses may do it in process_metadata.
     _number_dims = True
 
     def __init__(self, *argv: Any, **kwargs: Any) -> None:
         if not hasattr(type(self), "computeFunction"):
             raise ArgumentError(f"{type(self).__name__} has no computeFunction: bind it with staticmethod(function)")
-        self.call = Call.bind(type(self).computeFunction, argv, kwargs)
+        self.call = self._bound(argv, kwargs)
         self.argv: list[Any] = list(argv)
         self.defaultCfg = Call.defaults(type(self).computeFunction)
         by_position = self.call.positional
@@ -127,20 +130,22 @@ class ComputationalRoutine(ABC):
 
     @property
     def outputShape(self) -> tuple[int, ...]:
-        """Shape of all trials stacked along `out_stackingdim`, or of their average."""
-        plan = self.plan
-        rows = int(plan.output.width.sum()) if plan.keeptrials else int(plan.output.width.max())
-        return tuple(rows if axis == plan.output.axis else size for axis, size in enumerate(plan.output.shape))
+        """Shape of all trials stacked along `out_stackingdim`, or of their average; of the first of several outputs."""
+        output = self.plan.output
+        if not self.plan.keeptrials:
+            return output.target.shape
+        rows = int(output.width.sum())
+        return tuple(rows if axis == output.axis else size for axis, size in enumerate(output.shape))
 
     @property
     def dtype(self) -> np.dtype[Any]:
-        """Dtype of one trial's output."""
+        """Dtype of one trial's output, the first of several."""
         return self.plan.output.dtype
 
     @property
-    def chunkShape(self) -> tuple[int, ...]:
-        """Largest output shape over all trials."""
-        return self.plan.output.chunk_shape
+    def chunkShape(self) -> Any:
+        """Largest output shape over all trials; of several outputs, by name."""
+        return self.plan.chunk_shape
 
     @property
     def numTrials(self) -> int:
@@ -168,6 +173,8 @@ class ComputationalRoutine(ABC):
         chan_per_worker: int | None = None,
         keeptrials: bool = True,
         *,
+        reduction: str = "mean",
+        align: str | None = None,
         variable: str | None = None,
         block_size: int = BLOCK_SIZE,
     ) -> None:
@@ -182,6 +189,11 @@ class ComputationalRoutine(ABC):
             Split channels into blocks of so many, and a rest.
         keeptrials : bool
             Store single trials, or only their average.
+        reduction : {"mean", "sum", "var", "std", "sem"}
+            What is stored in place of single trials. ``var`` and ``std`` divide by the number of trials, as in NumPy
+            and xarray; ``sem`` is the standard error of the mean, with the unbiased variance, as in SciPy.
+        align : {"trigger"}, optional
+            Average trials of unequal length aligned on their trigger, each sample over the trials that cover it.
         variable : str, optional
             Which data variable is the signal, where there are several.
         block_size : int
@@ -195,12 +207,14 @@ class ComputationalRoutine(ABC):
             Where the plan cannot work as asked for.
         """
         # Arguments may have been changed since the routine was made.
-        self.call = Call.bind(type(self).computeFunction, self.argv, self.cfg)
+        self.call = self._bound(self.argv, self.cfg)
         self.keeptrials = keeptrials
         self._asked = {
             "out_stackingdim": out_stackingdim,
             "chan_per_worker": chan_per_worker,
             "keeptrials": keeptrials,
+            "reduction": reduction,
+            "align": align,
             "block_size": block_size,
         }
         self._data = data
@@ -275,9 +289,9 @@ class ComputationalRoutine(ABC):
         available, where = self._engine.memory()
         plan.check_memory(available, mem_thresh, where)
         free, here = free_memory()
-        if out._location is None and plan.target.nbytes > mem_thresh * free:
+        if out._location is None and plan.nbytes > mem_thresh * free:
             raise NotEnoughMemoryError(
-                f"the result takes {nbytes_text(plan.target.nbytes)}, more than mem_thresh={mem_thresh:g} of the "
+                f"the result takes {nbytes_text(plan.nbytes)}, more than mem_thresh={mem_thresh:g} of the "
                 f"{nbytes_text(free)} available {here}: give out= a path or a URL to store it in"
             )
         if parallel_store is None:
@@ -314,27 +328,28 @@ class ComputationalRoutine(ABC):
         self._parallel_store = parallel_store
         self._settle(out._declared or self.out_dims, tight=out._location is None)
         plan = self.plan
-        labels = result_labels(self.view, plan, self.coords)
-        if plan.name in labels.variables or plan.name in plan.target.dims or plan.name == "ledger":
-            raise PlanError(
-                f"the result cannot be called {plan.name!r}, as its labels or ledger are: give the routine another name"
-            )
+        labels, attrs = result_labels(self.view, plan, self.coords)
+        taken = {*labels.variables, *(dim for output in plan.outputs for dim in output.target.dims), "ledger"}
+        for name in attrs:
+            if name in taken:
+                raise PlanError(
+                    f"the result cannot be called {name!r}, as its labels or ledger are: give it another name"
+                )
         if out._location is None:
             self._target = MemoryTarget(plan)
-            array = xr.Variable(plan.target.dims, self._target.array)
         else:
             store = locate(out._location, out._options["storage_options"])
             if lies_in(self.view, store):
                 raise PlanError(f"out={address(store)} is where the input is read from: give another out=")
             overwrite, compressors = out._options["overwrite"], out._options["compressors"]
-            target = allocate(store, plan, self.fingerprint(), overwrite, compressors, labels)
-            self._target, array = target, target.variable()
-        self._reserved = frozenset(
-            {plan.name, *plan.target.dims, *plan.output.dims, *TABLE, *map(str, labels.variables)}
-        )
-        array.attrs = dict(labels.attrs)
-        out._name = plan.name
-        out._dataset = labels.drop_attrs(deep=False).assign({plan.name: array})
+            self._target = allocate(store, plan, self.fingerprint(), overwrite, compressors, labels)
+        dims = (dim for output in plan.outputs for dim in output.dims)
+        self._reserved = frozenset({"offset", "row_start", "row_size", *attrs, *dims, *map(str, taken)})
+        arrays = self._target.variables()
+        for name, array in arrays.items():
+            array.attrs = attrs[name]
+        out._name = plan.output.name
+        out._dataset = labels.assign(arrays)
 
     def compute_parallel(self, data: Trials, out: Trials) -> None:
         """Run all blocks on the engine that `compute` chose."""
@@ -369,13 +384,15 @@ class ComputationalRoutine(ABC):
         settings = self._arguments() if log_dict is None else dict(log_dict)
         for key in RESERVED:
             settings.pop(key, None)
-        returned = sorted({str(receipt["returned"]) for receipt in self._receipts().values() if "returned" in receipt})
-        if returned:
-            settings["stored"] = f"{self.dtype}, returned as {', '.join(returned)}"
+        for output in self.plan.outputs:
+            returned = {receipt.get("returned", {}).get(output.name) for receipt in self._receipts().values()} - {None}
+            if returned:
+                name = f"{output.name} stored" if len(self.plan.outputs) > 1 else "stored"
+                settings[name] = f"{output.dtype}, returned as {', '.join(sorted(map(str, returned)))}"
         time = now()
         before = data.dataset.attrs.get("history", "")
         line = history_line(repr(self), time, self.plan.n_trials)
-        labels = result_labels(self.view, self.plan, self.coords)
+        labels, _ = result_labels(self.view, self.plan, self.coords)
         given = {str(name): labels.coords[name].variable for name in self.coords or {}}
         cfg, arrays = record_call(
             self.plan, self.recorded_name, self.call.positional, self.cfg, self._asked, given, self._identity
@@ -396,6 +413,8 @@ class ComputationalRoutine(ABC):
         keeptrials: bool = True,
         chan_per_worker: int | None = None,
         out_stackingdim: int | None = None,
+        reduction: str = "mean",
+        align: str | None = None,
         variable: str | None = None,
         block_size: int = BLOCK_SIZE,
         mem_thresh: float = 0.5,
@@ -422,7 +441,12 @@ class ComputationalRoutine(ABC):
         # A run's state is its own, so that one routine can be called from several threads.
         run = copy(self)
         # Overrides with the published signatures do not know what xroutine adds to them.
-        added: dict[str, Any] = {"variable": variable, "block_size": block_size if block_size != BLOCK_SIZE else None}
+        added: dict[str, Any] = {
+            "reduction": reduction if reduction != "mean" else None,
+            "align": align,
+            "variable": variable,
+            "block_size": block_size if block_size != BLOCK_SIZE else None,
+        }
         run.initialize(data, out_stackingdim, chan_per_worker, keeptrials, **_given(added))
         handle = Trials.empty(out, overwrite=overwrite, compressors=compressors, storage_options=storage_options)
         added = {"scheduler": scheduler, "progress": progress}
@@ -444,15 +468,22 @@ class ComputationalRoutine(ABC):
     def _arguments(self) -> dict[str, Any]:
         return {**self.call.positional, **self.cfg}
 
+    def _bound(self, argv: Sequence[Any], kwargs: Mapping[str, Any]) -> Call:
+        return Call.bind(
+            type(self).computeFunction, argv, kwargs, None if self.outputs is None else tuple(self.outputs)
+        )
+
     def _settle(self, dims: tuple[str, ...] | None, tight: bool) -> None:
+        if self.outputs is not None and dims is not None:
+            raise PlanError(f"out_dims={dims} names the dims of a single output; outputs= names those of each")
         self._plan = make_plan(
             self.view,
             self.call,
             name=self.name,
-            out_dims=dims,
+            out_dims={self.name: dims} if self.outputs is None else self.outputs,
             number_dims=self._number_dims,
             tight=tight,
-            answers=None if self._plan is None else self._plan.output.answers,
+            answers=None if self._plan is None else tuple(output.answers for output in self._plan.outputs),
             **self._asked,
         )
 
@@ -481,12 +512,9 @@ class ComputationalRoutine(ABC):
         return {} if self._target is None else self._target.receipts
 
     def _commit(self, out: Trials, target: Target) -> None:
-        plan, dataset = self.plan, out.dataset
-        if not plan.keeptrials:
-            dataset = dataset.assign_coords(n_trials=plan.n_trials)
-        signal = dataset[plan.name]
-        rename = {was: str(now) for was, now in zip(plan.target.dims, signal.dims, strict=True) if was != now}
-        out._dataset = target.commit(dataset.drop_vars(plan.name), dict(signal.attrs), rename)
+        found = {output.name: out.dataset[output.name] for output in self.plan.outputs}
+        signals = {name: (tuple(map(str, array.dims)), dict(array.attrs)) for name, array in found.items()}
+        out._dataset = target.commit(out.dataset.drop_vars(list(signals)), signals)
 
 
 def _given(options: Mapping[str, Any]) -> dict[str, Any]:

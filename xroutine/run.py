@@ -12,16 +12,15 @@ import numpy as np
 from tqdm.auto import tqdm
 
 from xroutine.blas import one_blas_thread
-from xroutine.call import Call, fit, split_details
+from xroutine.call import Array, Call, split_result
+from xroutine.details import column_details
 from xroutine.engine import Engine
 from xroutine.errors import OutputError, PlanError
+from xroutine.gather import Gathered, Place
 from xroutine.plan import Block, Plan
-from xroutine.record import encode
-from xroutine.reduce import Partial, Tree, accumulator_dtype
+from xroutine.reduce import Partial, Tree
 from xroutine.source import Source
 from xroutine.store import Target
-
-Array = np.ndarray[Any, Any]
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,12 +35,14 @@ class Receipt:
         Trials computed, and bytes of input.
     seconds : float
         From first read to last write.
-    returned : str
-        The dtype the function returned, where it was cast to the declared one.
+    returned : dict
+        The dtypes that the function returned, by output, where they were cast to the declared ones.
     details : dict
-        Details that the function returned, by position of the trial.
-    values : numpy.ndarray or Partial or None
-        What the coordinator has to write or merge; None where the block wrote it.
+        Details that the function returned, as columns over the trials that have them; see `column_details`.
+    regions : tuple
+        Where the outputs go; None for averages.
+    values : tuple
+        What the coordinator has to write or merge, one an output; empty where the block wrote it.
     """
 
     number: int
@@ -50,10 +51,10 @@ class Receipt:
     n_trials: int
     nbytes: int
     seconds: float
-    returned: str
-    details: dict[int, dict[str, Any]]
-    region: tuple[slice, ...] | None
-    values: Array | Partial | None
+    returned: dict[str, str]
+    details: dict[str, Any]
+    regions: tuple[tuple[slice, ...] | None, ...]
+    values: tuple[Array | Partial, ...]
 
     def summary(self) -> dict[str, Any]:
         """What the ledger keeps, as JSON."""
@@ -61,7 +62,7 @@ class Receipt:
         if self.returned:
             kept["returned"] = self.returned
         if self.details:
-            kept["details"] = {str(position): encode(found, "", None) for position, found in self.details.items()}
+            kept["details"] = self.details
         return kept
 
 
@@ -72,17 +73,11 @@ class PlanFacts:
     name: str
     call: Call
     layout: str
-    kind: str
     variable_dims: tuple[str, ...]
     stack_axis: int
     trial_axis: int
-    axis: int
-    out_shape: tuple[int, ...]
-    channel_axis: int | None
-    chunk_shape: tuple[int, ...]
-    dtype: np.dtype[Any]
-    fill_value: Any
-    keeptrials: bool
+    chunk_shape: Any
+    places: tuple[Place, ...]
     reserved: frozenset[str]
 
     def trials(self, block: Block, pieces: list[Array]) -> Iterator[Array]:
@@ -91,20 +86,12 @@ class PlanFacts:
             yield np.array(pieces[0], order="C")
         elif self.layout == "dense":
             stacked = np.moveaxis(pieces[0], self.trial_axis, 0)
-            for position in range(len(block.trial)):
-                yield np.array(stacked[position], order="C")
+            for trial in stacked:
+                yield np.array(trial, order="C")
         else:
             before = (slice(None),) * self.stack_axis
             for piece, row, size in zip(block.piece.tolist(), block.row.tolist(), block.size.tolist(), strict=True):
                 yield np.array(pieces[piece][(*before, slice(row, row + size))], order="C")
-
-    def place(self, slot: int, width: int) -> tuple[Any, ...]:
-        """Where a trial's output lies in the block's buffer."""
-        if self.kind == "dense":
-            return (slot,)
-        if self.kind == "ragged":
-            return (*(slice(None),) * self.axis, slice(slot, slot + width))
-        return ()
 
 
 @dataclass(frozen=True, eq=False)
@@ -126,18 +113,13 @@ class Work:
             pieces = regions or []
             if self.source is not None:
                 pieces = [self.source.read(region) for region in block.reads]
-            trials = facts.trials(block, pieces)
-            if facts.keeptrials:
-                out = np.full(block.shape, facts.fill_value, facts.dtype)
-            else:
-                out = np.zeros(block.shape, accumulator_dtype(facts.dtype))
-            returned, details = _compute(facts, block, trials, out)
-        values: Array | Partial | None = out
-        if not facts.keeptrials:
-            values = Partial(out, len(block.trial))
-        elif self.target is not None and block.writes is not None:
-            self.target.write(block.writes, out)
-            values = None
+            outputs = [Gathered(place, piece) for place, piece in zip(facts.places, block.gives, strict=True)]
+            details = _compute(facts, block, facts.trials(block, pieces), outputs)
+        values = tuple(output.values for output in outputs)
+        regions_out = tuple(piece.writes for piece in block.gives)
+        if self.target is not None:
+            self.target.write(regions_out, values)
+            values = ()
         return Receipt(
             block.number,
             block.trial_block,
@@ -145,51 +127,44 @@ class Work:
             len(block.trial),
             sum(piece.nbytes for piece in pieces),
             time.perf_counter() - began,
-            returned,
-            details,
-            block.writes,
+            {output.place.name or facts.name: output.returned for output in outputs if output.returned},
+            column_details(details),
+            regions_out,
             values,
         )
 
 
 def _compute(
-    facts: PlanFacts, block: Block, trials: Iterator[Array], out: Array
-) -> tuple[str, dict[int, dict[str, Any]]]:
-    call, returned = facts.call.with_values(block.values), ""
+    facts: PlanFacts, block: Block, trials: Iterator[Array], outputs: list[Gathered]
+) -> dict[int, dict[str, Any]]:
+    """Call the function trial by trial, and hand on what it returns; its details, by position of the trial."""
+    call = facts.call.with_values(block.values)
+    function, names, only = call.function, call.outputs, outputs[0]
     extra = {"chunkShape": facts.chunk_shape} if call.contract else {}
     details: dict[int, dict[str, Any]] = {}
-    shape = list(facts.out_shape)
-    if facts.channel_axis is not None:
-        shape[facts.channel_axis] = block.shape[facts.channel_axis + (facts.kind == "dense")]
-    for index, (trial, slot, width) in enumerate(zip(trials, block.slot.tolist(), block.width.tolist(), strict=True)):
+    for index, trial in enumerate(trials):
         argv, kwargs = call.arguments(index)
         given_shape = trial.shape
         try:
-            result = call.function(trial, *argv, **kwargs, **extra)
+            result = function(trial, *argv, **kwargs, **extra)
         except Exception as error:
             error.add_note(_where(facts, block, index, given_shape, trial.dtype))
             raise
-        if shape and facts.axis != facts.channel_axis:
-            shape[facts.axis] = width
         try:
-            values, found = split_details(result)
-            values = fit(values, tuple(shape), facts.dtype)
+            if names is None and type(result) is np.ndarray:
+                only.put(index, result)
+                continue
+            arrays, found = split_result(result, names)
+            for output, array in zip(outputs, arrays, strict=True):
+                output.put(index, array)
+            if found:
+                clash = [key for key in found if key in facts.reserved or not str(key).isidentifier()]
+                if clash:
+                    raise OutputError(f"details {clash} would hide labels of the result: give them other names")
+                details[block.first + index] = found
         except OutputError as error:
             raise type(error)(f"{_where(facts, block, index, given_shape, trial.dtype)}: {error}") from None
-        if values.dtype != facts.dtype:
-            returned = str(values.dtype)
-            values = values.astype(facts.dtype) if not facts.keeptrials else values
-        if facts.keeptrials:
-            out[facts.place(slot, width)] = values
-        else:
-            out += values
-        if found:
-            clash = [key for key in found if key in facts.reserved or not str(key).isidentifier()]
-            if clash:
-                where = _where(facts, block, index, given_shape, trial.dtype)
-                raise OutputError(f"{where}: details {clash} would hide labels of the result: give them other names")
-            details[block.first + index] = found
-    return returned, details
+    return details
 
 
 def _where(facts: PlanFacts, block: Block, index: int, shape: tuple[int, ...], dtype: np.dtype[Any]) -> str:
@@ -254,10 +229,11 @@ def execute(
     ) as bar:
 
         def done(receipt: Receipt) -> None:
-            if isinstance(receipt.values, Partial):
-                trees[receipt.channel_block].add(receipt.trial_block, receipt.values)
-            elif receipt.values is not None and receipt.region is not None:
-                target.write(receipt.region, receipt.values)
+            partials = tuple(value for value in receipt.values if isinstance(value, Partial))
+            if partials:
+                trees[receipt.channel_block].add(receipt.trial_block, partials)
+            elif receipt.values:
+                target.write(receipt.regions, receipt.values)
             target.record(receipt.number, receipt.summary())
             bar.update()
 
@@ -271,13 +247,11 @@ def execute(
         raise PlanError(
             f"{engine.name} returned {len(target.receipts)} of {len(plan)} receipts: give another scheduler="
         )
-    if not plan.keeptrials:
+    if plan.reduction is not None:
         for channel_block, tree in enumerate(trees):
-            region = [slice(0, size) for size in plan.target.shape]
-            if plan.output.channel_axis is not None:
-                low, high = (int(bound) for bound in plan.output.channel_bounds[channel_block : channel_block + 2])
-                region[plan.output.channel_axis] = slice(low, high)
-            target.write(tuple(region), tree.root.mean(plan.target.dtype))
+            regions = [plan.region(output, channel_block) for output in plan.outputs]
+            dtypes = [output.target.dtype for output in plan.outputs]
+            target.write(regions, [a.result(plan.reduction, dtype) for a, dtype in zip(tree.root, dtypes, strict=True)])
 
 
 def _facts(plan: Plan, reserved: frozenset[str] = frozenset()) -> PlanFacts:
@@ -285,16 +259,23 @@ def _facts(plan: Plan, reserved: frozenset[str] = frozenset()) -> PlanFacts:
         name=plan.name,
         call=plan.call.with_values(dict.fromkeys(plan.call.values(0, 0))),
         layout=plan.layout,
-        kind=plan.target.kind,
         variable_dims=plan.dims,
         stack_axis=plan.stack_axis,
         trial_axis=plan.trial_axis,
-        axis=plan.output.axis,
-        out_shape=plan.output.shape,
-        channel_axis=plan.output.channel_axis,
-        chunk_shape=plan.output.chunk_shape,
-        dtype=plan.output.dtype,
-        fill_value=plan.target.fill_value,
-        keeptrials=plan.keeptrials,
+        chunk_shape=plan.chunk_shape,
+        places=tuple(
+            Place(
+                name=output.name if plan.call.outputs else None,
+                kind=output.target.kind,
+                axis=output.axis,
+                shape=output.shape,
+                channel_axis=output.channel_axis,
+                dtype=output.dtype,
+                fill_value=output.target.fill_value,
+                reduction=plan.reduction,
+                aligned=output.slot is not None,
+            )
+            for output in plan.outputs
+        ),
         reserved=reserved,
     )

@@ -10,7 +10,7 @@ import pandas as pd
 import xarray as xr
 
 from xroutine.errors import TrialsError
-from xroutine.trials import CHANNEL, SAMPLE, TIME, TRIAL, IntArray, View, row_start_coord
+from xroutine.trials import CHANNEL, TIME, TRIAL, IntArray, View, row_start_coord, table_name
 
 # A sample belongs to a latency window when it lies within a millionth of a sample of it: times in
 # seconds are rounded (0.1 s * 1000 Hz is not exactly 100).
@@ -56,9 +56,10 @@ def select(
             indexers[TIME] = slice(int(first[0]), int(first[0] + count)) if len(chosen) else slice(0, int(count))
             dataset = dataset.isel(indexers)
         else:
+            start = row_start_coord(view.start[chosen] + first, dataset.sizes[view.sample])
+            size = (TRIAL, np.full(len(chosen), count, np.int64))
             dataset = dataset.isel(indexers).assign_coords(
-                row_start=row_start_coord(view.start[chosen] + first, dataset.sizes[SAMPLE]),
-                row_size=(TRIAL, np.full(len(chosen), count, np.int64)),
+                {table_name("row_start", view.sample): start, table_name("row_size", view.sample): size}
             )
         if TRIAL in dataset.dims:
             dataset = dataset.assign_coords(offset=(TRIAL, offset + first))

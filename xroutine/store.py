@@ -7,7 +7,7 @@ import os
 import time
 import uuid
 import warnings
-from collections.abc import Hashable, Iterable, Mapping
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -32,33 +32,47 @@ _SECONDS_BETWEEN_RECORDS = 2.0
 Location = str | os.PathLike[str] | Store
 
 
+# Dims and attributes of a signal, as process_metadata left them.
+Signal = tuple[tuple[str, ...], dict[str, Any]]
+
+
 class Target(Protocol):
     """Where blocks are written; the coordinator alone writes metadata."""
-
-    name: str
 
     @property
     def in_memory(self) -> bool: ...
     @property
     def receipts(self) -> dict[int, dict[str, Any]]: ...
-    def write(self, region: tuple[slice, ...], values: np.ndarray[Any, Any]) -> None: ...
+    def write(self, regions: Sequence[Any], values: Sequence[Any]) -> None:
+        """Write an array into a region of each signal."""
+        ...
+
     def record(self, number: int, receipt: dict[str, Any]) -> None: ...
     def flush(self) -> None: ...
-    def commit(self, labels: xr.Dataset, signal: dict[str, Any], rename: Mapping[str, str]) -> xr.Dataset: ...
+    def variables(self) -> dict[str, xr.Variable]:
+        """The signals as they are so far, by name."""
+        ...
+
+    def commit(self, labels: xr.Dataset, signals: Mapping[str, Signal]) -> xr.Dataset: ...
 
 
 class MemoryTarget:
-    """A result that stays in this process, as a NumPy array."""
+    """A result that stays in this process, as NumPy arrays."""
 
     in_memory = True
 
     def __init__(self, plan: Plan) -> None:
-        self.name, self.dims = plan.name, plan.target.dims
-        self.array = np.full(plan.target.shape, plan.target.fill_value, plan.target.dtype)
+        self.arrays = {
+            output.name: xr.Variable(
+                output.target.dims, np.full(output.target.shape, output.target.fill_value, output.target.dtype)
+            )
+            for output in plan.outputs
+        }
         self.receipts: dict[int, dict[str, Any]] = {}
 
-    def write(self, region: tuple[slice, ...], values: np.ndarray[Any, Any]) -> None:
-        self.array[region] = values
+    def write(self, regions: Sequence[Any], values: Sequence[Any]) -> None:
+        for variable, region, value in zip(self.arrays.values(), regions, values, strict=True):
+            variable.values[region] = value
 
     def record(self, number: int, receipt: dict[str, Any]) -> None:
         self.receipts[number] = receipt
@@ -66,26 +80,28 @@ class MemoryTarget:
     def flush(self) -> None:
         pass
 
-    def commit(self, labels: xr.Dataset, signal: dict[str, Any], rename: Mapping[str, str]) -> xr.Dataset:
-        dims = tuple(rename.get(dim, dim) for dim in self.dims)
-        variables = {self.name: xr.Variable(dims, self.array, signal), **labels.data_vars}
-        return xr.Dataset(variables, labels.coords, labels.attrs)
+    def variables(self) -> dict[str, xr.Variable]:
+        return dict(self.arrays)
+
+    def commit(self, labels: xr.Dataset, signals: Mapping[str, Signal]) -> xr.Dataset:
+        arrays = {name: xr.Variable(dims, self.arrays[name].values, attrs) for name, (dims, attrs) in signals.items()}
+        return xr.Dataset({**arrays, **labels.data_vars}, labels.coords, labels.attrs)
 
 
 class ZarrTarget:
-    """A group in a Zarr store: the signal, its labels, and the ledger of finished blocks."""
+    """A group in a Zarr store: the signals, their labels, and the ledger of finished blocks."""
 
-    def __init__(self, store: Store, name: str, complete: bool = False) -> None:
-        self.store, self.name, self.complete = store, name, complete
+    def __init__(self, store: Store, names: tuple[str, ...], complete: bool = False) -> None:
+        self.store, self.names, self.complete = store, names, complete
         self.receipts: dict[int, dict[str, Any]] = {}
         self._fresh: set[int] = set()
         self._recorded = time.monotonic()
-        self._array: zarr.Array[Any] | None = None
+        self._arrays: list[zarr.Array[Any]] = []
         self._allocated: Mapping[Hashable, xr.Variable] = {}
 
     def __getstate__(self) -> dict[str, Any]:
-        # A worker gets the recipe only, and opens the array once.
-        return {"store": self.store, "name": self.name}
+        # A worker gets the recipe only, and opens the arrays once.
+        return {"store": self.store, "names": self.names}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__init__(**state)  # type: ignore[misc]
@@ -95,21 +111,21 @@ class ZarrTarget:
         return isinstance(self.store, MemoryStore) or address(self.store).startswith("memory://")
 
     @property
-    def array(self) -> zarr.Array[Any]:
-        if self._array is None:
+    def arrays(self) -> list[zarr.Array[Any]]:
+        if not self._arrays:
             # Without this setting, which is not stored, chunks that equal the fill value are not written,
             # and a finished block could not be told from a missing one. (zarr 3.1 ignores config= on opening.)
-            array = zarr.open_array(self.store, path=self.name, mode="r+")
-            self._array = array.with_config({"write_empty_chunks": True})
-        return self._array
+            arrays = [zarr.open_array(self.store, path=name, mode="r+") for name in self.names]
+            self._arrays = [array.with_config({"write_empty_chunks": True}) for array in arrays]
+        return self._arrays
 
-    def variable(self) -> xr.Variable:
-        """The stored signal, lazily opened."""
-        variable: xr.Variable = xr.open_zarr(self.store, chunks=None, consolidated=False)[self.name].variable
-        return variable
+    def variables(self) -> dict[str, xr.Variable]:
+        stored = xr.open_zarr(self.store, chunks=None, consolidated=False)
+        return {name: stored[name].variable for name in self.names}
 
-    def write(self, region: tuple[slice, ...], values: np.ndarray[Any, Any]) -> None:
-        self.array[region] = values
+    def write(self, regions: Sequence[Any], values: Sequence[Any]) -> None:
+        for array, region, value in zip(self.arrays, regions, values, strict=True):
+            array[region] = value
 
     def record(self, number: int, receipt: dict[str, Any]) -> None:
         """Note a finished block; what has gathered is written every few seconds, or by `flush`."""
@@ -129,16 +145,15 @@ class ZarrTarget:
         self._fresh.clear()
         self._recorded = time.monotonic()
 
-    def commit(self, labels: xr.Dataset, signal: dict[str, Any], rename: Mapping[str, str]) -> xr.Dataset:
+    def commit(self, labels: xr.Dataset, signals: Mapping[str, Signal]) -> xr.Dataset:
         """Write labels and attributes; the last write, of the root's metadata, makes the result complete."""
         self.flush()
-        array = zarr.open_array(self.store, path=self.name, mode="r+")
-        array.attrs.update(signal)
-        if rename:
-            _rename_dims(self.store, self.name, rename)
+        for name, (dims, attrs) in signals.items():
+            zarr.open_array(self.store, path=name, mode="r+").attrs.update(attrs)
+            _set_dims(self.store, name, dims)
         group = zarr.open_group(self.store, mode="r+", use_consolidated=False)
         mark = str(group.attrs[MARK])
-        for gone in set(group.array_keys()) - {self.name, *labels.variables}:
+        for gone in set(group.array_keys()) - {*self.names, *labels.variables}:
             del group[gone]
         there = [n for n, v in labels.variables.items() if n in self._allocated and v.identical(self._allocated[n])]
         write_labels(self.store, labels.drop_vars(there), mark)
@@ -204,8 +219,11 @@ def allocate(
     """
     check_storable(labels)
     present = inspect(store)
-    codecs = with_checksum(compressors, plan.target.dtype)
-    identity = {**identity, "compressors": [codec.to_dict() for codec in codecs]}
+    codecs = {output.name: with_checksum(compressors, output.target.dtype) for output in plan.outputs}
+    identity = {
+        **identity,
+        "compressors": {name: [codec.to_dict() for codec in found] for name, found in codecs.items()},
+    }
     if present is not None and present["status"] != "allocating" and not overwrite:
         old = present.get("plan", {})
         differing = [key for key in sorted({*old, *identity}) if old.get(key) != identity.get(key)]
@@ -217,22 +235,23 @@ def allocate(
                 f"{address(store)} holds another result ({present['status']}); what differs:\n{listed}\n"
                 f"Give another out=, or overwrite=True to start afresh"
             )
-        target = ZarrTarget(store, plan.name, present["status"] == "complete")
+        target = ZarrTarget(store, tuple(codecs), present["status"] == "complete")
         target.receipts = read_ledger(store, len(plan))
         return target
-    layout = plan.target
     # What is killed before the ledger is there cannot be gone on with, and is allocated again.
-    mark = {"format": FORMAT, "status": "allocating", "variable": plan.name, "blocks": len(plan), "plan": identity}
+    mark = {"format": FORMAT, "status": "allocating", "variables": list(codecs), "blocks": len(plan), "plan": identity}
     root = zarr.create_group(store, overwrite=present is not None, zarr_format=3, attributes={MARK: dumps(mark)})
-    root.create_array(
-        plan.name,
-        shape=layout.shape,
-        chunks=layout.chunks or "auto",
-        dtype=layout.dtype,
-        fill_value=layout.fill_value,
-        dimension_names=layout.dims,
-        compressors=codecs,
-    )
+    for output in plan.outputs:
+        layout = output.target
+        root.create_array(
+            output.name,
+            shape=layout.shape,
+            chunks=layout.chunks or "auto",
+            dtype=layout.dtype,
+            fill_value=layout.fill_value,
+            dimension_names=layout.dims,
+            compressors=codecs[output.name],
+        )
     ledger = zarr.create_group(store, path=LEDGER.partition("/")[0], zarr_format=3)
     ledger.create_array(
         LEDGER.partition("/")[2],
@@ -244,7 +263,7 @@ def allocate(
         compressors=[ZstdCodec(checksum=True)],
     )
     write_labels(store, labels, dumps({**mark, "status": "running"}))
-    target = ZarrTarget(store, plan.name)
+    target = ZarrTarget(store, tuple(codecs))
     target._allocated = labels.variables
     return target
 
@@ -325,7 +344,7 @@ def inspect(store: Store) -> dict[str, Any] | None:
             f"xarray.open_zarr and use its .trials; as target, give another out="
         )
     mark = loads(group.attrs[MARK], MARK)
-    if mark.get("format") != FORMAT or not {"status", "variable", "blocks"} <= set(mark):
+    if mark.get("format") != FORMAT or not {"status", "variables", "blocks"} <= set(mark):
         raise StoreError(f"{address(store)}: format {mark.get('format')!r} is not one this xroutine reads ({FORMAT})")
     return mark
 
@@ -389,13 +408,13 @@ def open_dataset(
         raise StoreError(f"{address(store)}: metadata or labels are damaged: {error}") from error
     # What is noted for the store as a whole would not be true of a copy.
     attrs = {key: value for key, value in dataset.attrs.items() if key not in (MARK, MADE)}
-    signal_first = sorted(dataset.data_vars, key=lambda name: name != mark["variable"])
-    opened = xr.Dataset({name: dataset[name] for name in signal_first}, dataset.coords, attrs)
+    signals_first = sorted(dataset.data_vars, key=[*mark["variables"], *dataset.data_vars].index)
+    opened = xr.Dataset({name: dataset[name] for name in signals_first}, dataset.coords, attrs)
     opened.encoding["source"] = str(store)
     return opened
 
 
-def _rename_dims(store: Store, name: str, rename: Mapping[str, str]) -> None:
+def _set_dims(store: Store, name: str, dims: tuple[str, ...]) -> None:
     # Dimension names are part of an array's metadata, which zarr's public interface cannot change once it is made.
     from zarr.core.buffer import default_buffer_prototype
 
@@ -403,8 +422,9 @@ def _rename_dims(store: Store, name: str, rename: Mapping[str, str]) -> None:
     key = f"{name}/zarr.json"
     raw = sync(store.get(key, prototype))
     metadata = json.loads(raw.to_bytes() if raw is not None else "{}")
-    metadata["dimension_names"] = [rename.get(dim, dim) for dim in metadata["dimension_names"]]
-    sync(store.set(key, prototype.buffer.from_bytes(json.dumps(metadata).encode())))
+    if metadata["dimension_names"] != list(dims):
+        metadata["dimension_names"] = list(dims)
+        sync(store.set(key, prototype.buffer.from_bytes(json.dumps(metadata).encode())))
 
 
 def _short(value: Any) -> str:

@@ -15,7 +15,6 @@ import xarray as xr
 from xroutine.errors import TrialsError
 
 TRIAL, SAMPLE, TIME, CHANNEL = "trial", "sample", "time", "channel"
-TABLE = ("row_start", "row_size", "offset")
 
 # Bytes that iterating over trials reads at once.
 _READ_AHEAD = 16 * 2**20
@@ -79,7 +78,7 @@ class View:
         position = range(len(self))[index]
         part = xr.DataArray(self.variable.isel(self.region(position)), name=self.name)
         if self.layout == "ragged":
-            part = part.rename({SAMPLE: self.stack})
+            part = part.rename({self.sample: self.stack})
         coords: dict[Hashable, Any] = dict(self.labels)
         if self.layout != "single":
             coords[TRIAL] = self.trial[position]
@@ -96,8 +95,8 @@ class View:
             low, high = int(start.min()), int((start + size).max())
             if high - low > 2 * size.sum():  # scattered: most of what lies between them is not theirs
                 return view(part, self.name)
-            part = part.isel({SAMPLE: slice(low, high)}).assign_coords(
-                row_start=row_start_coord(start - low, high - low)
+            part = part.isel({self.sample: slice(low, high)}).assign_coords(
+                {table_name("row_start", self.sample): row_start_coord(start - low, high - low)}
             )
         return view(part.assign({self.name: part[self.name].compute()}), self.name)
 
@@ -106,9 +105,14 @@ class View:
         return self.dataset.variables[self.name]
 
     @property
+    def sample(self) -> str:
+        """The dimension along which trials lie end to end: ``sample``, or another where a Dataset has several."""
+        return next(str(dim) for dim in self.variable.dims if is_sample(self.dataset, dim))
+
+    @property
     def stored_dims(self) -> tuple[str, ...]:
         """`dims` as the variable calls them: `stack` is ``sample`` where trials lie end to end."""
-        return tuple(SAMPLE if self.layout == "ragged" and dim == self.stack else dim for dim in self.dims)
+        return tuple(self.sample if self.layout == "ragged" and dim == self.stack else dim for dim in self.dims)
 
     @cached_property
     def labels(self) -> dict[Hashable, xr.Variable]:
@@ -125,7 +129,7 @@ class View:
         return {
             name: coord.variable
             for name, coord in self.dataset.coords.items()
-            if coord.dims == (TRIAL,) and name != TRIAL and name not in TABLE
+            if coord.dims == (TRIAL,) and name != TRIAL and not in_table(name)
         }
 
     def table(self) -> pd.DataFrame:
@@ -140,7 +144,7 @@ class View:
         if self.layout == "single":
             return {}
         start = int(self.start[position])
-        return {SAMPLE: slice(start, start + int(self.size[position]))}
+        return {self.sample: slice(start, start + int(self.size[position]))}
 
     def shape(self, size: int) -> tuple[int, ...]:
         """Shape of a trial that has `size` rows along `stack`."""
@@ -158,6 +162,21 @@ class View:
         """One row a trial: first row, row after the last, offset of the first row from the trigger."""
         offset = np.zeros(len(self), np.int64) if self.offset is None else self.offset
         return np.stack([self.start, self.start + self.size, offset], axis=1)
+
+
+def is_sample(dataset: xr.Dataset, dim: Hashable) -> bool:
+    """Whether trials lie end to end along a dim: ``sample``, or ``sample_...`` with a trial table of its own."""
+    return dim == SAMPLE or (str(dim).startswith(f"{SAMPLE}_") and table_name("row_start", str(dim)) in dataset.coords)
+
+
+def table_name(column: str, sample: str) -> str:
+    """The name of `row_start` or `row_size` for a sample dim: ``row_start_phase`` for ``sample_phase``."""
+    return column + sample.removeprefix(SAMPLE)
+
+
+def in_table(name: Hashable) -> bool:
+    """Whether a coordinate on ``trial`` is a column of the trial table, which belongs to a layout."""
+    return name == "offset" or str(name).startswith(("row_start", "row_size"))
 
 
 def row_start_coord(start: IntArray, rows: int) -> xr.Variable:
@@ -188,7 +207,8 @@ def signals(dataset: xr.Dataset) -> list[str]:
     several = [
         name
         for name in names
-        if SAMPLE in dataset[name].dims or (TRIAL in dataset[name].dims and dataset[name].ndim > 1)
+        if any(is_sample(dataset, dim) for dim in dataset[name].dims)
+        or (TRIAL in dataset[name].dims and dataset[name].ndim > 1)
     ]
     return several or [name for name in names if TRIAL in dataset[name].dims]
 
@@ -218,10 +238,11 @@ def view(data: Any, variable: str | None = None) -> View:
     samplerate = _samplerate(name, array)
     offset: IntArray | None = None
 
-    if SAMPLE in stored:
+    sample = next((dim for dim in stored if is_sample(dataset, dim)), None)
+    if sample is not None:
         stack: str | None = str(array.attrs.get("stacked_dim", TIME))
-        dims = tuple(str(stack) if dim == SAMPLE else dim for dim in stored)
-        start, size = _rows(dataset, name)
+        dims = tuple(str(stack) if dim == sample else dim for dim in stored)
+        start, size = _rows(dataset, name, sample)
         if stack == TIME:
             offset = _column(dataset, "offset") if "offset" in dataset.coords else np.zeros(len(start), np.int64)
         return View(dataset, name, "ragged", dims, stack, _ids(dataset), start, size, offset, samplerate)
@@ -260,8 +281,8 @@ def _pick(dataset: xr.Dataset, variable: str | None) -> str:
                 f"dimension beside `row_start` and `row_size`; the Dataset has {dict(dataset.sizes)}"
             )
         raise TrialsError(
-            f"several data variables could be the signal: {names}; name one with variable=, or pick it first "
-            f"with ds[[{names[0]!r}]].trials"
+            f"several data variables could be the signal: {names}; name one with variable=, or leave the others out "
+            f"first, as with ds.drop_vars({names[1:]}).trials"
         )
     return names[0]
 
@@ -281,27 +302,28 @@ def _column(dataset: xr.Dataset, name: str) -> IntArray:
     return np.asarray(column.values, dtype=np.int64)
 
 
-def _rows(dataset: xr.Dataset, name: str) -> tuple[IntArray, IntArray]:
-    missing = [key for key in ("row_start", "row_size") if key not in dataset.coords]
+def _rows(dataset: xr.Dataset, name: str, sample: str) -> tuple[IntArray, IntArray]:
+    starts, sizes = table_name("row_start", sample), table_name("row_size", sample)
+    missing = [key for key in (starts, sizes) if key not in dataset.coords]
     if missing:
         raise TrialsError(
-            f"variable {name!r} lies along `sample`, but the Dataset has no coordinate {' and '.join(missing)} on "
+            f"variable {name!r} lies along `{sample}`, but the Dataset has no coordinate {' and '.join(missing)} on "
             "`trial`: select with ds.isel(trial=...) on the whole Dataset, not on the variable"
         )
-    start, size = _column(dataset, "row_start"), _column(dataset, "row_size")
-    rows = dataset.sizes[SAMPLE]
-    counted = dataset.coords["row_start"].attrs.get("sample_size", rows)
+    start, size = _column(dataset, starts), _column(dataset, sizes)
+    rows = dataset.sizes[sample]
+    counted = dataset.coords[starts].attrs.get("sample_size", rows)
     if counted != rows:
         raise TrialsError(
-            f"`row_start` counts among {counted} rows along `sample`, but {name!r} has {rows}: select trials or "
-            f"a latency with ds.trials.sel, not rows with ds.isel(sample=...)"
+            f"`{starts}` counts among {counted} rows along `{sample}`, but {name!r} has {rows}: select trials or "
+            f"a latency with ds.trials.sel, not rows with ds.isel({sample}=...)"
         )
     bad = np.flatnonzero((start < 0) | (size < 1) | (start + size > rows))
     if bad.size:
         first = int(bad[0])
         raise TrialsError(
             f"trial {first} (id {_ids(dataset)[first]!r}) covers rows {start[first]} to {start[first] + size[first]}, "
-            f"but {name!r} has rows 0 to {rows} along `sample`"
+            f"but {name!r} has rows 0 to {rows} along `{sample}`"
         )
     return start, size
 
