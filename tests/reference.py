@@ -15,3 +15,27 @@ def average(trials, function, *argv, **kwargs):
     outputs = loop(trials, function, *argv, **kwargs)
     wide = np.result_type(outputs[0], np.float64)
     return sum(output.astype(wide) for output in outputs) / len(outputs)
+
+
+def reduced(outputs, first=None, reduction="mean"):
+    """A reduction over outputs, and how many contribute; `first` tells the row at which each begins."""
+    first = np.zeros(len(outputs), int) if first is None else first
+    dtype = np.result_type(outputs[0], np.float64)
+    shape = np.shape(outputs[0])
+    if shape:
+        shape = (max(a + len(output) for a, output in zip(first, outputs, strict=True)), *shape[1:])
+    padded = np.full((len(outputs), *shape), np.nan, dtype)
+    for row, a, output in zip(padded, first, outputs, strict=True):
+        row[(slice(a, a + len(output)),) if shape else ()] = output
+    count = (~np.isnan(padded)).sum(axis=0)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        mean = np.nansum(padded, axis=0) / count
+        square = np.nansum(np.abs(padded - mean) ** 2, axis=0)
+        found = {
+            "mean": mean,
+            "sum": np.nansum(padded, axis=0),
+            "var": square / count,
+            "std": np.sqrt(square / count),
+            "sem": np.sqrt(square / (count - 1) / count),
+        }[reduction]
+    return found, count.reshape(len(count), -1)[:, 0] if count.ndim else count

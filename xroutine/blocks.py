@@ -88,11 +88,24 @@ def spans(start: IntArray, size: IntArray, chunk: int) -> Spans:
     """
     order = np.argsort(start, kind="stable")
     first, last = start[order], np.maximum.accumulate((start + size)[order])
-    # A new stretch begins where the first chunk of a trial lies behind the last chunk of all before it.
-    fresh = np.append(True, first[1:] // chunk > (last[:-1] - 1) // chunk)
+    # A new stretch begins where the first chunk of a trial lies behind the last chunk of all before it, and not at once.
+    fresh = np.append(True, (first[1:] // chunk > (last[:-1] - 1) // chunk) & (first[1:] > last[:-1]))
     heads = np.flatnonzero(fresh)
     span_start = first[heads]
     span_stop = last[np.append(heads[1:], len(first)) - 1]
     piece = np.empty(len(start), np.int64)
     piece[order] = np.cumsum(fresh) - 1
     return Spans(span_start, span_stop, piece, start - span_start[piece])
+
+
+def overlapping(piece: IntArray, row: IntArray, size: IntArray) -> bool:
+    """Whether trials share rows of the stretches that they lie in.
+
+    Examples
+    --------
+    >>> overlapping(np.array([0, 0]), np.array([5, 0]), np.array([4, 5]))
+    False
+    """
+    order = np.lexsort((row, piece))
+    piece, first, last = piece[order], row[order], (row + size)[order]
+    return bool(((piece[1:] == piece[:-1]) & (first[1:] < last[:-1])).any())

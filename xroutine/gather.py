@@ -70,7 +70,9 @@ class Gathered:
         self._whole = (slice(None),) * place.axis
         self.values: Array | Partial
         if place.reduction is None:
-            self.values = np.full(piece.shape, place.fill_value, place.dtype)
+            self.values = np.empty(piece.shape, place.dtype)
+            if place.kind == "ragged":
+                self.values[(*self._whole, slice(self._slot[-1] + self._width[-1], None))] = place.fill_value
         else:
             axis = place.axis if place.aligned else None
             self.values = Partial.zeros(piece.shape, place.dtype, place.reduction, axis)

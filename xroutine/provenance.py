@@ -92,7 +92,7 @@ def record_call(
             "channel_blocks": plan.n_channel_blocks,
             "outputs": {output.name: _layout(output) for output in plan.outputs},
         },
-        "versions": versions(),
+        "versions": dict(versions()),
     }
     return cfg, {
         name: xr.Variable([f"{name}_{axis}" for axis in range(value.ndim)], value, {ROLE: "argument"})

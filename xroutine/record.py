@@ -8,9 +8,9 @@ import json
 import platform
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
-from functools import partial
+from functools import lru_cache, partial
 from importlib.metadata import version
-from types import BuiltinFunctionType, CodeType, FunctionType, MethodType
+from types import BuiltinFunctionType, CodeType, FunctionType, MappingProxyType, MethodType
 from typing import Any
 
 import cloudpickle
@@ -27,13 +27,12 @@ MADE = "xroutine_made"
 _CORE = ("numpy", "xarray", "zarr", "dask", "distributed", "numcodecs")
 
 
-def versions() -> dict[str, str]:
+@lru_cache(maxsize=1)
+def versions() -> Mapping[str, str]:
     """Versions of xroutine, Python and the core dependencies."""
-    return {
-        "xroutine": version("xroutine"),
-        "python": platform.python_version(),
-        **{name: version(name) for name in _CORE},
-    }
+    # Reading them takes as long as computing a thousand small trials.
+    found = {name: version(name) for name in ("xroutine", *_CORE)}
+    return MappingProxyType({"python": platform.python_version(), **found})
 
 
 def encode(value: Any, name: str, arrays: dict[str, np.ndarray[Any, Any]] | None) -> Any:
@@ -255,4 +254,4 @@ def log_entry(name: str, time: str, settings: Mapping[str, Any]) -> str:
 
 def history_line(name: str, time: str, n_trials: int) -> str:
     """CF's line for one step."""
-    return f"{time}: xroutine {version('xroutine')}: {name} on {n_trials} trial{'s' * (n_trials != 1)}"
+    return f"{time}: xroutine {versions()['xroutine']}: {name} on {n_trials} trial{'s' * (n_trials != 1)}"

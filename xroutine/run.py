@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -12,6 +12,7 @@ import numpy as np
 from tqdm.auto import tqdm
 
 from xroutine.blas import one_blas_thread
+from xroutine.blocks import overlapping
 from xroutine.call import Array, Call, split_result
 from xroutine.details import column_details
 from xroutine.engine import Engine
@@ -80,18 +81,23 @@ class PlanFacts:
     places: tuple[Place, ...]
     reserved: frozenset[str]
 
-    def trials(self, block: Block, pieces: list[Array]) -> Iterator[Array]:
-        """The block's trials, each an array of its own that the compute function may change."""
-        if self.layout == "single":
-            yield np.array(pieces[0], order="C")
-        elif self.layout == "dense":
-            stacked = np.moveaxis(pieces[0], self.trial_axis, 0)
-            for trial in stacked:
-                yield np.array(trial, order="C")
-        else:
-            before = (slice(None),) * self.stack_axis
-            for piece, row, size in zip(block.piece.tolist(), block.row.tolist(), block.size.tolist(), strict=True):
-                yield np.array(pieces[piece][(*before, slice(row, row + size))], order="C")
+    def trials(self, block: Block, pieces: list[Array], ours: bool) -> Iterator[Array]:
+        """The block's trials, each an array of its own that the compute function may change.
+
+        `ours` tells that nobody else holds the pieces, so that trials that do not overlap need not be copied.
+        """
+        found: Iterable[Array] = pieces
+        if self.layout == "dense":
+            found = np.moveaxis(pieces[0], self.trial_axis, 0)
+        elif self.layout == "ragged":
+            ours = ours and not overlapping(block.piece, block.row, block.size)
+            rows_first = [np.moveaxis(piece, self.stack_axis, 0) for piece in pieces]
+            table = zip(block.piece.tolist(), block.row.tolist(), block.size.tolist(), strict=True)
+            found = (rows_first[piece][row : row + size] for piece, row, size in table)
+            if self.stack_axis:
+                found = (np.moveaxis(trial, 0, self.stack_axis) for trial in found)
+        for trial in found:
+            yield trial if ours and trial.flags.c_contiguous else trial.copy()
 
 
 @dataclass(frozen=True, eq=False)
@@ -110,11 +116,11 @@ class Work:
         began = time.perf_counter()
         facts = self.plan
         with one_blas_thread():
-            pieces = regions or []
+            pieces, ours = regions or [], False
             if self.source is not None:
-                pieces = [self.source.read(region) for region in block.reads]
+                pieces, ours = [self.source.read(region) for region in block.reads], self.source.reads_anew
             outputs = [Gathered(place, piece) for place, piece in zip(facts.places, block.gives, strict=True)]
-            details = _compute(facts, block, facts.trials(block, pieces), outputs)
+            details = _compute(facts, block, facts.trials(block, pieces, ours), outputs)
         values = tuple(output.values for output in outputs)
         regions_out = tuple(piece.writes for piece in block.gives)
         if self.target is not None:
@@ -139,11 +145,14 @@ def _compute(
 ) -> dict[int, dict[str, Any]]:
     """Call the function trial by trial, and hand on what it returns; its details, by position of the trial."""
     call = facts.call.with_values(block.values)
-    function, names, only = call.function, call.outputs, outputs[0]
+    function, names, put = call.function, call.outputs, outputs[0].put
     extra = {"chunkShape": facts.chunk_shape} if call.contract else {}
+    varies = call.varies
+    argv, kwargs = call.arguments(0)
     details: dict[int, dict[str, Any]] = {}
     for index, trial in enumerate(trials):
-        argv, kwargs = call.arguments(index)
+        if varies:
+            argv, kwargs = call.arguments(index)
         given_shape = trial.shape
         try:
             result = function(trial, *argv, **kwargs, **extra)
@@ -152,7 +161,7 @@ def _compute(
             raise
         try:
             if names is None and type(result) is np.ndarray:
-                only.put(index, result)
+                put(index, result)
                 continue
             arrays, found = split_result(result, names)
             for output, array in zip(outputs, arrays, strict=True):
