@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 import pytest
 import xarray as xr
@@ -93,7 +95,7 @@ def test_however_trials_are_split_and_whichever_block_comes_first(blocks, reduct
     start = rng.integers(0, 5, len(trials)) if aligned else np.zeros(len(trials), int)
     shape = (9, 2) if aligned else (4, 2)
     partials, bounds = [], np.append(0, np.cumsum(blocks))
-    for first, last in zip(bounds[:-1], bounds[1:], strict=True):
+    for first, last in itertools.pairwise(bounds):
         partial = Partial.zeros(shape, np.dtype("f8"), reduction, 0 if aligned else None)
         for trial, row in zip(trials[first:last], start[first:last], strict=True):
             partial.add(trial, (slice(row, row + 4),) if aligned else ())
@@ -135,9 +137,9 @@ def test_what_cannot_be_averaged_says_what_would_help(ragged, dense):
         dense.trials.map(same, keeptrials=False, align="onset")
     with pytest.raises(PlanError, match=r"keeps the samples of each trial along `time`, found ptp \('channel',\)"):
         ragged.trials.map(np.ptp, axis=0, out_dims=("channel",), keeptrials=False, align="trigger")
+    # As long as the trial along time, and of another width for each.
+    options = {"keeptrials": False, "align": "trigger", "out_dims": ("time", "channel")}
     with pytest.raises(DryRunError, match="different sizes along 'channel'"):
-        # As long as the trial along time, and of another width for each.
-        options = {"keeptrials": False, "align": "trigger", "out_dims": ("time", "channel")}
         ragged.trials.map(lambda trial: trial[:, [0] * len(trial)], **options)
 
 

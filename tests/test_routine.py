@@ -311,19 +311,48 @@ def test_channels_are_split_along_the_output_dimension_that_follows_them():
         ds.trials.map(np.negative, chan_per_worker=0)
 
 
-def test_arrays_handed_out_are_the_functions_own():
+def test_the_dimension_called_channel_is_the_one_that_follows_the_channels():
+    # Three frequencies for each channel, and three channels: no size tells one from the other.
+    def spectrum(trial):
+        return np.abs(np.fft.rfft(trial, n=4, axis=0))
+
+    ds = make(channels=3)
+    for options in ({}, {"chan_per_worker": 2}, {"chan_per_worker": 1, "keeptrials": False}):
+        found = ds.trials.map(spectrum, out_dims=("freq", "channel"), **options).spectrum
+        wanted = np.stack([spectrum(trial) for trial in ds.data.values])
+        np.testing.assert_allclose(found, wanted.mean(axis=0) if "keeptrials" in options else wanted, rtol=1e-12)
+        assert found.channel.values.tolist() == ds.channel.values.tolist()
+        assert "freq" not in found.coords
+    with pytest.raises(PlanError, match=r"'freq' of \('channel', 'freq'\) follows .* 'channel' does not.*put out_dims"):
+        ds.trials.map(spectrum, out_dims=("channel", "freq"), chan_per_worker=2)
+
+
+def test_arrays_handed_out_are_the_functions_own(tmp_path):
     def spoil(trial):
+        assert (trial != 0).any()
         assert trial.flags.writeable
         assert trial.flags.c_contiguous
         trial[...] = 0
         return trial
 
     whole = xr.DataArray(np.ones((50, 3)), dims=("time", "channel"), attrs={"samplerate": 1.0})
-    for ds in (xrt.cut(whole, [[0, 30, 0], [20, 50, 0]]).isel(trial=[0, 1, 0]), make().isel(trial=[1, 1])):
-        before = ds.copy(deep=True)
+    stored = [make().trials.save(where) for where in (tmp_path / "a.zarr", xrt.store.MemoryStore())]
+    whole.drop_attrs().to_dataset(name="x").chunk(time=20).to_zarr(tmp_path / "whole.zarr", consolidated=False)
+    lazy = xr.open_zarr(tmp_path / "whole.zarr", chunks=None, consolidated=False).x.assign_attrs(samplerate=1.0)
+    table = [[0, 30, 0], [20, 50, 0]]
+    for ds in (
+        xrt.cut(whole, table).isel(trial=[0, 1, 0]),
+        make().isel(trial=[1, 1]),
+        *stored,
+        stored[0].isel(trial=[1, 1]),
+        xrt.cut(lazy, table).isel(trial=[0, 1, 0]),
+        xrt.cut(lazy, [[0, 30, 0], [30, 50, 0]]),
+        xrt.cut(lazy, table[:1]).chunk(sample=50),
+    ):
+        before = ds.copy(deep=True).load()
         for options in ({"parallel": False}, {"chan_per_worker": 2}, {"scheduler": "threads"}):
             ds.trials.map(spoil, **options)
-        xr.testing.assert_identical(ds, before)
+        xr.testing.assert_identical(ds.load(), before)
 
 
 def test_declared_dtype_is_what_is_stored():

@@ -162,6 +162,61 @@ def test_each_chunk_is_written_once_and_each_input_chunk_read_once_per_block(rag
     assert len(reads) == touched
 
 
+@pytest.mark.parametrize("chan_per_worker", [None, 2])
+@pytest.mark.parametrize("kind", ["dense", "ragged", "cut"])
+def test_a_block_reads_what_is_selected_and_no_chunk_twice(kind, chan_per_worker, tmp_path, monkeypatch):
+    from xroutine.source import Source
+    from xroutine.trials import view
+
+    rng = np.random.default_rng(0)
+    signal = rng.standard_normal((40, 60, 6)) if kind == "dense" else rng.standard_normal((2400, 6))
+    dims, chunks = (("trial", "time", "channel"), (4, 20, 1)) if kind == "dense" else (("sample", "channel"), (50, 1))
+    array = zarr.create_array(
+        str(tmp_path / "in.zarr"),
+        name="data",
+        data=signal,
+        chunks=chunks,
+        dimension_names=dims,
+        attributes={"samplerate": 100.0},
+    )
+    lazy = xr.open_zarr(tmp_path / "in.zarr", chunks=None, consolidated=False)
+    lazy = lazy.assign_coords(channel=[f"c{number}" for number in range(6)])
+    start = np.arange(40) * 60 if kind != "cut" else rng.integers(0, 2340, 40)
+    if kind != "dense":
+        lazy = lazy.assign_coords(row_start=("trial", start), row_size=("trial", np.full(40, 60)))
+    trials, channels = [7, 31, 7, 0, 2, 30, 39, 8], [5, 1, 5, 0]
+    chosen = lazy.trials.sel(trials, [f"c{k}" for k in channels], latency=(0.11, 0.18))
+    plan = chosen.trials.plan(np.negative, chan_per_worker=chan_per_worker, block_size=800)
+    source, found, keys = Source(view(chosen).variable), [], []
+    original = zarr.storage.LocalStore.get
+
+    async def count(self, key, *args, **kwargs):
+        keys.append(key)
+        return await original(self, key, *args, **kwargs)
+
+    monkeypatch.setattr(zarr.storage.LocalStore, "get", count)
+    for block in plan.blocks():
+        keys.clear()
+        for region in block.reads:
+            found.append(source.read(region))
+        read = [key for key in keys if key.startswith("data/c/")]
+        low, high = plan.channel_bounds[block.channel_block : block.channel_block + 2]
+        needed = set()
+        for k in trials[block.first : block.first + len(block.trial)]:
+            rows = {(0, row) for row in range(11, 19)} if kind == "dense" else set()
+            cells = {(k // 4, row // 20) for _, row in rows} or {
+                (row // 50,) for row in range(start[k] + 11, start[k] + 19)
+            }
+            needed |= {"data/c/" + "/".join(map(str, (*cell, c))) for cell in cells for c in channels[low:high]}
+        assert len(read) == len(set(read))
+        assert set(read) == needed
+    assert array.nchunks > len(needed)
+    result = chosen.trials.map(np.negative, chan_per_worker=chan_per_worker, block_size=800)
+    for found_trial, k in zip(result.trials, trials, strict=True):
+        whole = signal[k] if kind == "dense" else signal[start[k] : start[k] + 60]
+        np.testing.assert_array_equal(found_trial.values, -whole[11:19, channels])
+
+
 def test_nothing_is_overwritten_unasked(dense, tmp_path):
     out = tmp_path / "a.zarr"
     dense.trials.map(np.negative, out=out)

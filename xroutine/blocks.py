@@ -88,7 +88,7 @@ def spans(start: IntArray, size: IntArray, chunk: int) -> Spans:
     """
     order = np.argsort(start, kind="stable")
     first, last = start[order], np.maximum.accumulate((start + size)[order])
-    # A new stretch begins where the first chunk of a trial lies behind the last chunk of all before it, and not at once.
+    # A new stretch begins where a trial is not next to those before it, nor in the last chunk that they touch.
     fresh = np.append(True, (first[1:] // chunk > (last[:-1] - 1) // chunk) & (first[1:] > last[:-1]))
     heads = np.flatnonzero(fresh)
     span_start = first[heads]
