@@ -151,6 +151,8 @@ def test_outputs_that_do_not_fit_together(dense):
         dense.trials.map(lambda t: (t, t), outputs={"a": ("time", "channel"), "channel": ("time", "channel")})
     with pytest.raises(PlanError, match="expected names with a sequence of dims each, got 'a': 'time'"):
         dense.trials.map(lambda t: (t,), outputs={"a": "time"})
+    with pytest.raises(PlanError, match="expected a name and dims for each output, got none"):
+        dense.trials.map(lambda t: (t,), outputs={})
     with pytest.raises(PlanError, match=r"out_dims=.* names the dims of a single output"):
         dense.trials.map(lambda t: (t,), outputs={"a": ("time", "channel")}, out_dims=("time", "channel"))
     with pytest.raises(PlanError, match=r"exactly one output dimension that follows .* found \[\]: b is"):

@@ -58,6 +58,8 @@ def routine_class(
     module, _, qualified = name_of(function).partition(":")
     if isinstance(out_dims, str):
         raise PlanError(f"out_dims={out_dims!r}: expected a sequence of names, like ({out_dims!r},)")
+    if outputs is not None and not outputs:
+        raise PlanError("outputs: expected a name and dims for each output, got none")
     for name, dims in (outputs or {}).items():
         if isinstance(dims, str) or not name.isidentifier():
             raise PlanError(f"outputs: expected names with a sequence of dims each, got {name!r}: {dims!r}")
