@@ -11,7 +11,7 @@ from xroutine.errors import ChunkOverlapError
 from xroutine.trials import IntArray
 
 # Share of unused rows up to which a larger chunk is preferred to a tighter one.
-_SLACK = 0.02
+_SLACK = 0.045
 _MOST_CHUNKS_PER_BLOCK = 32
 
 
@@ -61,7 +61,7 @@ def fill_value(dtype: np.dtype[Any]) -> Any:
 def row_chunk(rows: IntArray, most: int | None = None) -> int:
     """Chunk length along ``sample`` for blocks of these numbers of rows, each starting on a chunk boundary.
 
-    The longest of maximum / 1, maximum / 2, ... of no more than `most` rows that leaves less than two percent of the
+    The longest of maximum / 1, maximum / 2, ... of no more than `most` rows that leaves less than 4.5 percent of the
     rows unused, or the one that leaves the fewest.
 
     Examples
