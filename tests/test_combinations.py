@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from contextlib import nullcontext
 
 import numpy as np
 import pytest
@@ -47,9 +48,10 @@ class Recording:
         if kind == "cut":
             signal = rng.standard_normal((400, CHANNELS))
             start = rng.integers(0, 340, N)
-            whole = xr.DataArray(signal, dims=("time", "channel"), coords={"channel": names}, name="data")
+            whole = xr.DataArray(signal, dims=("time", "channel"), name="data")
             whole.to_dataset().chunk(time=37).to_zarr(folder, consolidated=False)
-            lazy = xr.open_zarr(folder, chunks=None, consolidated=False).data.assign_attrs(samplerate=RATE)
+            lazy = xr.open_zarr(folder, chunks=None, consolidated=False).data
+            lazy = lazy.assign_attrs(samplerate=RATE).assign_coords(channel=names)
             self.trials = [signal[a : a + n] for a, n in zip(start, self.size, strict=True)]
             self.ds = xrt.cut(lazy, np.stack([start, start + self.size, self.offset], axis=1), trial=self.ids)
         else:
@@ -73,7 +75,8 @@ def recording(request, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def two_processes(cluster):
-    with Client(cluster) as found:
+    # dask warns where other schedulers are used while a client is the active one.
+    with Client(cluster, set_as_default=False) as found:
         yield found
 
 
@@ -96,7 +99,10 @@ def test_every_combination_is_the_loops(
         # What is stored differs from what is in memory where single trials are kept; each engine meets both.
         out = tmp_path / "out.zarr" if engine == ("threads" if vary else "two processes") else None
         varying = {"gain": xrt.per_trial(gains)} if vary else {}
-        results[engine] = ds.trials.map(function, out=out, **options, **chosen, **varying)
+        with two_processes.as_current() if engine == "two processes" else nullcontext():
+            results[engine] = ds.trials.map(function, out=out, **options, **chosen, **varying)
+    with two_processes.as_current():
+        assert ds.trials.plan(one).engine.startswith("dask cluster: 2 workers")
     plan = ds.trials.plan(function, **options, **({"gain": xrt.per_trial(gains)} if vary else {}))
     n_channels = arrays[0].shape[1]
     assert plan.n_channel_blocks == (1 if chan_per_worker is None else -(-n_channels // 3))

@@ -175,14 +175,24 @@ def noisy(trial, seed):
     return trial + np.random.default_rng(seed).standard_normal(trial.shape)
 
 
-def test_random_numbers_depend_on_the_trial_alone(client):
+@pytest.mark.parametrize(
+    "options",
+    [{"parallel": False}, {"scheduler": "threads", "block_size": 200}, {"block_size": 700}],
+    ids=["serial", "threads", "cluster"],
+)
+def test_random_numbers_depend_on_the_trial_alone(options, request):
+    if "scheduler" not in options and "parallel" not in options:
+        request.getfixturevalue("client")
     ds = xrt.from_arrays([np.zeros((5, 2))] * 40, 1.0)
     seeds = xrt.seeds(12345, 40)
     expected = np.stack([np.random.default_rng(seed).standard_normal((5, 2)) for seed in seeds])
     assert len(np.unique(expected)) == expected.size
-    for options in ({"parallel": False}, {"scheduler": "threads", "block_size": 200}, {"block_size": 700}):
-        found = ds.trials.map(noisy, xrt.per_trial(seeds), **options)
-        np.testing.assert_array_equal(found.noisy.values, expected)
+    found = ds.trials.map(noisy, xrt.per_trial(seeds), **options)
+    np.testing.assert_array_equal(found.noisy.values, expected)
+
+
+def test_seeds():
+    seeds = xrt.seeds(12345, 40)
     np.testing.assert_array_equal(xrt.seeds(12345, 50)[:40], seeds)
     assert (xrt.seeds([1, 2], 3) != xrt.seeds([1, 3], 3)).all()
     for bad in ((None, 3), (1, 0), (1, 2.5)):
