@@ -111,7 +111,7 @@ def draw(results: dict[str, dict[str, dict[str, list[float]]]], path: Path) -> N
         axes.barh(names, medians, color=colors, xerr=np.transpose(spread), ecolor="0.3")
         axes.set(title=title, xlabel="seconds")
         # A loop that takes minutes would leave the others no room.
-        axes.set_xlim(0, 1.1 * sorted(np.add(medians, [high for _, high in spread]))[-2])
+        axes.set_xlim(0, min(1.05 * max(medians), 3 * sorted(medians)[-2]))
     figure.savefig(path)
 
 
