@@ -121,6 +121,9 @@ class Work:
                 pieces, ours = [self.source.read(region) for region in block.reads], self.source.reads_anew
             outputs = [Gathered(place, piece) for place, piece in zip(facts.places, block.gives, strict=True)]
             details = _compute(facts, block, facts.trials(block, pieces, ours), outputs)
+        nbytes = sum(piece.nbytes for piece in pieces)
+        # Encoding takes memory of its own: the input has to be gone by then.
+        del pieces, regions
         values = tuple(output.values for output in outputs)
         regions_out = tuple(piece.writes for piece in block.gives)
         if self.target is not None:
@@ -131,7 +134,7 @@ class Work:
             block.trial_block,
             block.channel_block,
             len(block.trial),
-            sum(piece.nbytes for piece in pieces),
+            nbytes,
             time.perf_counter() - began,
             {output.place.name or facts.name: output.returned for output in outputs if output.returned},
             column_details(details),
