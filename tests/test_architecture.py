@@ -14,10 +14,12 @@ PACKAGE = Path(xroutine.__file__).parent
 FLOORS = [
     ["errors"],
     ["trials", "create", "selection", "dense", "call", "dryrun", "blocks", "layout", "reduce", "record", "blas"],
-    ["plan", "planner", "gather", "labels", "details", "provenance"],
+    ["plan", "planner", "gather", "labels", "details", "failures", "provenance"],
+    ["objects", "lease", "ledger", "seal", "intact", "codecs"],
     ["source", "store", "engine"],
-    ["run", "verify"],
-    ["container", "routine", "function", "save", "accessor", "replay", "demo", "cli"],
+    ["stored_labels", "opening", "target", "allocate"],
+    ["run", "examine"],
+    ["container", "settled", "routine", "function", "save", "accessor", "replay", "verify", "demo", "cli"],
 ]
 OUTSIDE = {"zarr", "dask", "distributed", "fsspec", "numcodecs"}
 
@@ -46,7 +48,7 @@ def test_imports_only_go_down():
             if name.startswith("xroutine."):
                 there = level[name.removeprefix("xroutine.")]
                 assert there <= here, f"{module} (floor {here}) imports {name} (floor {there})"
-                assert not (here == there == 3), f"{module} and {name}: edges do not import one another"
+                assert not (here == there == 4), f"{module} and {name}: edges do not import one another"
 
 
 def test_no_import_cycle():

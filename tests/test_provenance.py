@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import xarray as xr
 import zarr
+from forging import forge
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
@@ -80,18 +81,21 @@ def test_replay_is_exact_with_arrays_defaults_and_per_trial_values(tmp_path):
 def test_replay_runs_only_what_is_imported_already(tmp_path):
     ds = xrt.from_arrays([np.ones((5, 2))] * 3, 10.0)
     ds.trials.map(np.negative, out=tmp_path / "a.zarr")
-    group = zarr.open_group(str(tmp_path / "a.zarr"), mode="r+")
-    cfg = json.loads(group.attrs["cfg"])
+    cfg = json.loads(zarr.open_group(str(tmp_path / "a.zarr"), mode="r").attrs["cfg"])
+
+    def record(text):
+        forge(tmp_path / "a.zarr", lambda root: root["attributes"].update(cfg=text))
+
     for name, message in [
         ("antigravity:fly", "'antigravity' is not imported"),
         (f"{__name__}:nothing", "cannot be found by this name"),
         (f"{__name__}:test_x.<locals>.f", "cannot be found by this name"),
     ]:
-        group.attrs["cfg"] = json.dumps({**cfg, "routine": name})
+        record(json.dumps({**cfg, "routine": name}))
         with pytest.raises(PlanError, match=message):
             xrt.replay(tmp_path / "a.zarr", ds)
     for text, message in [("{", "is not JSON"), ("[]", "should hold a JSON object"), ("{}", "lacks")]:
-        group.attrs["cfg"] = text
+        record(text)
         with pytest.raises(StoreError, match=message):
             xrt.replay(tmp_path / "a.zarr", ds)
 

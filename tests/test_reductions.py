@@ -13,7 +13,7 @@ from reference import reduced
 
 import xroutine as xrt
 from xroutine.errors import DryRunError, PlanError
-from xroutine.reduce import REDUCTIONS, Partial, Tree
+from xroutine.reduce import REDUCTIONS, Forest, Node, Partial
 
 stats = pytest.importorskip("scipy.stats")
 
@@ -101,12 +101,22 @@ def test_however_trials_are_split_and_whichever_block_comes_first(blocks, reduct
             partial.add(trial, (slice(row, row + 4),) if aligned else ())
         partials.append(partial)
     results = []
-    for _ in range(2):
-        tree, order = Tree(len(blocks)), list(range(len(blocks)))
+    for killed in (False, True):
+        forest, order = Forest(len(blocks), 1), list(range(len(blocks)))
         random.shuffle(order)
+        if killed:
+            # Killed as it wrote: nodes of two moments are stored, and the receipts of the one or the other.
+            moments, stored = sorted(random.choices(range(len(blocks) + 1), k=2)), {}
+            for number, leaf in enumerate(order):
+                stored |= forest.nodes if number in moments else {}
+                forest.add(Node(0, 0, leaf), (partials[leaf],))
+            receipts = set(order[: random.choice(moments)])
+            forest = Forest(len(blocks), 1)
+            assert forest.restore(stored, receipts) == receipts or len(blocks) in moments
+            order = [leaf for leaf in order if leaf not in set().union(*map(forest.blocks, forest.nodes))]
         for leaf in order:
-            tree.add(leaf, (partials[leaf],))
-        results.append(tree.root[0].result(reduction, np.dtype("f8")))
+            forest.add(Node(0, 0, leaf), (partials[leaf],))
+        results.append(forest.roots()[0][0].result(reduction, np.dtype("f8")))
     np.testing.assert_array_equal(*results)
     wanted, _ = reduced(list(trials), start if aligned else None, reduction)
     np.testing.assert_allclose(results[0][: len(wanted)], wanted, rtol=1e-10, atol=1e-10)

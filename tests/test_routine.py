@@ -11,6 +11,7 @@ from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 import numpy as np
 import pytest
 import xarray as xr
+from zarr.storage import MemoryStore
 
 import xroutine as xrt
 from xroutine.errors import (
@@ -214,7 +215,7 @@ def test_attributes_that_published_code_reads_and_sets():
 
     ds = make(offset=-5, trialinfo={"rt": np.arange(6.0)})
     for target in (None, "zarr"):
-        out = xrt.Trials.empty(None if target is None else xrt.store.MemoryStore())
+        out = xrt.Trials.empty(None if target is None else MemoryStore())
         routine = subclass(spectrum, label)([1.0, 2.0, 3.0])
         routine.initialize(ds, out_stackingdim=0)
         routine.compute(ds, out)
@@ -336,7 +337,7 @@ def test_arrays_handed_out_are_the_functions_own(tmp_path):
         return trial
 
     whole = xr.DataArray(np.ones((50, 3)), dims=("time", "channel"), attrs={"samplerate": 1.0})
-    stored = [make().trials.save(where) for where in (tmp_path / "a.zarr", xrt.store.MemoryStore())]
+    stored = [make().trials.save(where) for where in (tmp_path / "a.zarr", MemoryStore())]
     whole.drop_attrs().to_dataset(name="x").chunk(time=20).to_zarr(tmp_path / "whole.zarr", consolidated=False)
     lazy = xr.open_zarr(tmp_path / "whole.zarr", chunks=None, consolidated=False).x.assign_attrs(samplerate=1.0)
     table = [[0, 30, 0], [20, 50, 0]]

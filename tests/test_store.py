@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import shutil
 import warnings
@@ -16,6 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from zarr.codecs import BloscCodec, GzipCodec, ZstdCodec
 
+import xroutine
 import xroutine as xrt
 from xroutine.blocks import even_bounds, greedy_bounds, spans
 from xroutine.errors import (
@@ -107,7 +109,7 @@ def test_verify_names_missing_and_damaged_chunks(kind, request, tmp_path):
     chunks = sorted(path for path in (tmp_path / "a.zarr" / "negative" / "c").rglob("*") if path.is_file())
     raw = chunks[1].read_bytes()
     chunks[1].write_bytes(raw[: len(raw) // 2])
-    with pytest.raises(DamagedError, match=r"1 damaged or missing chunks:\n  negative/c/.*\(trials \d+ to \d+\)"):
+    with pytest.raises(DamagedError, match=r"1 damaged or missing objects:\n  negative/c/.*\(trials \d+ to \d+\)"):
         xrt.verify(tmp_path / "a.zarr")
     chunks[1].unlink()
     with pytest.raises(DamagedError, match=r"missing \(trials"):
@@ -263,7 +265,7 @@ def test_another_function_under_the_same_name_is_another_plan(dense, tmp_path):
             out = tmp_path / f"{number}{as_argument}.zarr"
             run = partial(dense.trials.map, applied) if as_argument else dense.trials.map
             again = run(first, out=out)
-            with pytest.raises(TargetExistsError, match=r"what differs:\n  (code|object change|routine): "):
+            with pytest.raises(TargetExistsError, match=r"what differs:\n  object (computeFunction|change): "):
                 run(second, out=out)
             xr.testing.assert_identical(run(first, out=out), again)
     dense.trials.map(np.negative, out=tmp_path / "coords.zarr", coords={"time": np.arange(40.0)})
@@ -271,19 +273,40 @@ def test_another_function_under_the_same_name_is_another_plan(dense, tmp_path):
         dense.trials.map(np.negative, out=tmp_path / "coords.zarr", coords={"time": np.arange(40.0) + 1})
 
 
-@pytest.mark.parametrize("reached", ["zarr.Group.create_array", "xroutine.store.write_labels"])
-def test_allocation_killed_half_way_is_made_again(dense, tmp_path, monkeypatch, reached):
-    def killed(*args, **kwargs):
-        raise KeyboardInterrupt
+@pytest.mark.parametrize("overwrite", [False, True])
+@pytest.mark.parametrize("step", range(0, 15, 2))
+def test_allocation_killed_half_way_is_made_again(dense, tmp_path, monkeypatch, step, overwrite):
+    out, original, calls = tmp_path / "a.zarr", xroutine.allocate.put, itertools.count()
 
-    out = tmp_path / "a.zarr"
+    def killed(*args, **kwargs):
+        if next(calls) == step:
+            raise KeyboardInterrupt
+        original(*args, **kwargs)
+
+    if overwrite:
+        dense.trials.map(np.absolute, out=out)
     with monkeypatch.context() as patch:
-        patch.setattr(reached, killed)
+        patch.setattr("xroutine.allocate.put", killed)
         with pytest.raises(KeyboardInterrupt):
-            dense.trials.map(np.negative, out=out)
-    with pytest.raises(UnfinishedError, match="0 of 1 blocks"):
-        xrt.open(out)
+            dense.trials.map(np.negative, out=out, overwrite=overwrite)
+    if step and not overwrite:
+        with pytest.raises(UnfinishedError, match="0 of 1 blocks"):
+            xrt.open(out)
+    if step == 0 and overwrite:
+        xr.testing.assert_identical(xrt.open(out).absolute.variable, abs(dense.data).variable)
+        return
     dense.trials.map(np.negative, out=out)
+    xrt.verify(out)
+    assert {path.name for path in out.iterdir()} == {*xrt.open(out).variables, "ledger", "zarr.json"}
+
+
+def test_what_cannot_be_allocated_leaves_the_old_result(dense, tmp_path, monkeypatch):
+    out = tmp_path / "a.zarr"
+    before = dense.trials.map(np.negative, out=out)
+    monkeypatch.setattr("xroutine.allocate.write_labels", lambda *args: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        dense.trials.map(np.absolute, out=out, overwrite=True)
+    xr.testing.assert_identical(xrt.open(out), before)
     xrt.verify(out)
 
 

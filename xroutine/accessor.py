@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from html import escape
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
@@ -173,6 +173,9 @@ class TrialsAccessor:
         compressors: Any = "auto",
         storage_options: Mapping[str, Any] | None = None,
         progress: bool | None = None,
+        retries: int = 0,
+        on_error: Literal["raise", "record"] = "raise",
+        strict: bool = False,
         **kwargs: Any,
     ) -> xr.Dataset:
         """Run a function of one trial over all trials.
@@ -226,6 +229,13 @@ class TrialsAccessor:
             Options for a URL's file system.
         progress : bool, optional
             Show a progress bar; if left out, where a person is looking.
+        retries : int
+            How often a block that fails is tried again, or, with ``on_error="record"``, a trial.
+        on_error : {"raise", "record"}
+            ``raise``: stop soon, and keep what is finished. ``record``: go on without the trials that fail. They hold
+            the fill value, averages are of the others, and variables ``failed`` and ``error`` along ``trial`` tell why.
+        strict : bool
+            Refuse to go on with what another version of the same function has begun, instead of a warning.
 
         Returns
         -------
@@ -234,7 +244,7 @@ class TrialsAccessor:
 
         Raises
         ------
-        DryRunError, PlanError, NotEnoughMemoryError, TargetExistsError
+        DryRunError, PlanError, NotEnoughMemoryError, NotEnoughSpaceError, TargetExistsError, BusyError
             Before anything is computed.
         OutputError
             Where the function returns something else than in its dry run.
@@ -264,6 +274,9 @@ class TrialsAccessor:
             compressors=compressors,
             storage_options=storage_options,
             progress=progress,
+            retries=retries,
+            on_error=on_error,
+            strict=strict,
         )
 
     def plan(

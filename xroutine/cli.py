@@ -12,8 +12,10 @@ import zarr
 
 from xroutine.container import read_cfg
 from xroutine.errors import TrialsError, XroutineError
+from xroutine.ledger import read_receipts
+from xroutine.opening import open_dataset
 from xroutine.plan import nbytes_text
-from xroutine.store import address, inspect, locate, open_dataset, read_ledger
+from xroutine.store import address, inspect, locate
 from xroutine.verify import verify
 
 
@@ -60,7 +62,7 @@ def info(url: str) -> str:
     dataset = open_dataset(store, unfinished=True)
     mark = inspect(store) or {}
     n_trials = dataset.coords.get("n_trials")
-    done = len(read_ledger(store, mark["blocks"]))
+    done = len(read_receipts(store, mark["blocks"])[0])
     rows = [
         ("store", address(store)),
         ("status", f"{mark['status']}, {done:,} of {mark['blocks']:,} blocks done"),

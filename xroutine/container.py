@@ -54,6 +54,7 @@ class Trials:
         dims: Sequence[str] | None = None,
         *,
         overwrite: bool = False,
+        strict: bool = False,
         compressors: Any = "auto",
         storage_options: Mapping[str, Any] | None = None,
     ) -> Trials:
@@ -66,6 +67,8 @@ class Trials:
             Dims of one trial's output, where the routine does not declare them.
         overwrite : bool
             Replace what xroutine has stored there before.
+        strict : bool
+            Refuse to go on with what another version of the same function has begun, instead of a warning.
         compressors : zarr codec or sequence of them, or "auto" or None
             How chunks are compressed; a checksum is always added.
         storage_options : mapping, optional
@@ -76,7 +79,12 @@ class Trials:
         if isinstance(dims, str):
             raise TrialsError(f"dims={dims!r}: expected a sequence of names, like ({dims!r},)")
         made._declared = None if dims is None else tuple(dims)
-        made._options = {"overwrite": overwrite, "compressors": compressors, "storage_options": storage_options}
+        made._options = {
+            "overwrite": overwrite,
+            "strict": strict,
+            "compressors": compressors,
+            "storage_options": storage_options,
+        }
         return made
 
     @property

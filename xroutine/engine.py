@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import pickle
 import threading
 import traceback
@@ -26,6 +27,8 @@ from distributed import Client, Future, as_completed, get_worker, rejoin, secede
 from xroutine.errors import PlanError
 from xroutine.plan import Block
 
+logger = logging.getLogger("xroutine")
+
 Work = Callable[[Block, Any], Any]
 # Regions that travel with a task, because it cannot read them itself.
 Attach = Callable[[Block], list[Any] | None]
@@ -46,7 +49,9 @@ class Engine(Protocol):
         """Bytes available to a block, and where."""
         ...
 
-    def run(self, title: str, work: Work, blocks: Iterable[Block], attach: Attach, done: Done) -> None: ...
+    def run(self, title: str, work: Work, blocks: Iterable[Block], attach: Attach, done: Done, retries: int) -> None:
+        """Call `work` for every block, and again, up to `retries` times, where it raises."""
+        ...
 
 
 class Serial:
@@ -58,7 +63,8 @@ class Serial:
     def memory(self) -> tuple[int, str]:
         return free_memory()
 
-    def run(self, title: str, work: Work, blocks: Iterable[Block], attach: Attach, done: Done) -> None:
+    def run(self, title: str, work: Work, blocks: Iterable[Block], attach: Attach, done: Done, retries: int) -> None:
+        work = _Patient(work, retries)
         for block in blocks:
             regions = attach(block)
             done(work(block, None if regions is None else list(compute(*regions, scheduler="synchronous"))))
@@ -83,7 +89,8 @@ class Local:
     def memory(self) -> tuple[int, str]:
         return free_memory()
 
-    def run(self, title: str, work: Work, blocks: Iterable[Block], attach: Attach, done: Done) -> None:
+    def run(self, title: str, work: Work, blocks: Iterable[Block], attach: Attach, done: Done, retries: int) -> None:
+        work = _Patient(work, retries)
         started = _Started(_sealed(work) if self.remote else work)
         call = started.work if self.remote else started
         token = uuid.uuid4().hex[:8]
@@ -131,7 +138,7 @@ class Cluster:
         known = [limit for limit in limits if limit]
         return (min(known), "on a worker") if known else free_memory()
 
-    def run(self, title: str, work: Work, blocks: Iterable[Block], attach: Attach, done: Done) -> None:
+    def run(self, title: str, work: Work, blocks: Iterable[Block], attach: Attach, done: Done, retries: int) -> None:
         call, token = _sealed(work), uuid.uuid4().hex[:8]
         waiting = iter(blocks)
         # A queue a few tasks deep keeps workers busy without holding every task, and its input, at once.
@@ -145,7 +152,7 @@ class Cluster:
                 return
             key = f"{title}-{token}-{block.number}"
             regions[key] = self._place(attach(block))
-            running.add(self.client.submit(call, block, regions[key], key=key, pure=False))
+            running.add(self.client.submit(call, block, regions[key], key=key, pure=False, retries=retries))
 
         with _out_of_the_way():
             for _ in range(room):
@@ -182,6 +189,24 @@ def _out_of_the_way() -> Iterator[None]:
         yield
     finally:
         rejoin()
+
+
+@dataclass(frozen=True)
+class _Patient:
+    """Work that is done again where it fails, so many times; dask's local schedulers do not."""
+
+    work: Work
+    retries: int
+
+    def __call__(self, block: Block, regions: Any) -> Any:
+        for left in range(self.retries, -1, -1):
+            try:
+                return self.work(block, regions)
+            except Exception as error:
+                if not left:
+                    raise
+                logger.warning("block %d failed and is tried again (%d more): %r", block.number, left, error)
+        return None
 
 
 class _Started:

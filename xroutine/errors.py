@@ -44,6 +44,14 @@ class StoreError(XroutineError, OSError):
     """A store is missing, damaged, or was not made by xroutine."""
 
 
+class BusyError(StoreError):
+    """Another run is writing into the target."""
+
+
+class NotEnoughSpaceError(StoreError):
+    """The result does not fit on the disk."""
+
+
 class UnfinishedError(StoreError):
     """A target holds a run that has not been completed."""
 
@@ -54,3 +62,7 @@ class TargetExistsError(StoreError, FileExistsError):
 
 class DamagedError(StoreError):
     """Stored chunks are missing or cannot be read back."""
+
+
+class XroutineWarning(UserWarning):
+    """What xroutine does, or found, that a person should know of, and that is no error."""

@@ -85,13 +85,21 @@ class Gathered:
         OutputError
             Where it does not have the shape and dtype that its dry run declared.
         """
+        self.place_fitting(index, self.fitting(index, result))
+
+    def fitting(self, index: int, result: Array) -> Array:
+        """The output of the block's trial `index` as its dry run declared it; raises as `put` does."""
         width = self._width[index]
         shape = self._fixed if self._fixed is not None else (*self._before, width, *self._after)
         if result.shape != shape or result.dtype != self._dtype:
             result = fit(result, shape, self._dtype, self.place.name)
             if result.dtype != self._dtype:
                 self.returned = str(result.dtype)
-        slot, values = self._slot[index], self.values
+        return result
+
+    def place_fitting(self, index: int, result: Any) -> None:
+        """Put what fits, or a single number for all of it, where the block's trial `index` belongs."""
+        slot, width, values = self._slot[index], self._width[index], self.values
         if isinstance(values, Partial):
             values.add(result, (*self._whole, slice(slot, slot + width)) if self.place.aligned else ())
         elif self.place.kind == "dense":
@@ -100,3 +108,8 @@ class Gathered:
             values[(*self._whole, slice(slot, slot + width))] = result
         else:
             values[...] = result
+
+    def leave_out(self, index: int) -> None:
+        """The block's trial `index` failed: the fill value in its place; an average is of the others."""
+        if not isinstance(self.values, Partial):
+            self.place_fitting(index, self.place.fill_value)

@@ -47,7 +47,7 @@ def result_labels(
         out |= view.info
     if not plan.keeptrials:
         aligned = [output for output in plan.outputs if output.slot is not None]
-        out["n_trials"] = (TIME, aligned[0].n_trials) if aligned else plan.n_trials
+        out["n_trials"] = (TIME, aligned[0].contributors()) if aligned else plan.n_trials
     out |= {str(name): _given(str(name), value, sizes) for name, value in (coords or {}).items()}
     return xr.Dataset(coords=out), attrs
 

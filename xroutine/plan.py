@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -130,14 +130,14 @@ class Output(TrialOutput):
 
     target: TargetLayout
 
-    @property
-    def n_trials(self) -> int | IntArray:
-        """How many trials an average is of; where it is aligned, for each of its rows."""
+    def contributors(self, left_out: Sequence[int] = ()) -> int | IntArray:
+        """How many trials an average is of, without those left out; where it is aligned, for each of its rows."""
         if self.slot is None:
-            return len(self.width)
+            return len(self.width) - len(left_out)
+        kept = np.delete(np.arange(len(self.width)), np.asarray(left_out, np.int64))
         change = np.zeros(self.target.shape[self.axis] + 1, np.int64)
-        np.add.at(change, self.slot, 1)
-        np.add.at(change, self.slot + self.width, -1)
+        np.add.at(change, self.slot[kept], 1)
+        np.add.at(change, (self.slot + self.width)[kept], -1)
         return np.cumsum(change)[:-1]
 
 
@@ -227,6 +227,14 @@ class Plan:
     def nbytes(self) -> int:
         """Bytes that are written, before they are compressed."""
         return sum(output.target.nbytes for output in self.outputs)
+
+    @property
+    def stored_nbytes(self) -> int:
+        """Bytes of all chunks, those at the edges whole, before they are compressed."""
+        targets = [output.target for output in self.outputs]
+        return sum(
+            target.n_chunks * int(np.prod(target.chunks, dtype=np.int64)) * target.dtype.itemsize for target in targets
+        )
 
     @property
     def n_trial_blocks(self) -> int:

@@ -9,13 +9,16 @@ import numpy as np
 import xarray as xr
 
 from xroutine.plan import Output, Plan
-from xroutine.record import ROLE, code_digest, digest, encode, versions
+from xroutine.record import ROLE, code_digest, digest, encode, is_importable, versions
+
+# Begins what tells one version of a function from another, where a name tells which function it is.
+SOURCE = "source of "
 
 
 def fingerprint(
     plan: Plan,
     routine: str,
-    code: Any,
+    code: Mapping[str, Any],
     arguments: Mapping[str, Any],
     coords: Mapping[str, Any],
     source: Mapping[str, Any],
@@ -27,8 +30,8 @@ def fingerprint(
     plan : Plan
     routine : str
         The routine's importable name.
-    code : object
-        The functions that decide what is computed.
+    code : mapping
+        The functions that decide what is computed, by name.
     arguments, coords : mapping
         As given by the user.
     source : mapping
@@ -36,11 +39,15 @@ def fingerprint(
     """
     arrays: dict[str, np.ndarray[Any, Any]] = {}
     words = {f"argument {key}": encode(value, key, arrays) for key, value in arguments.items()}
+    objects = {**code, **{key: value for key, value in arguments.items() if callable(value)}}
     return {
         "routine": routine,
-        "code": code_digest(code),
         **words,
-        **{f"object {key}": code_digest(value) for key, value in arguments.items() if callable(value)},
+        # Without a name that stands for it, a function is known by its code only.
+        **{
+            f"{SOURCE if is_importable(value) else 'object '}{key}": code_digest(value)
+            for key, value in objects.items()
+        },
         **{f"coords {key}": code_digest(value) for key, value in coords.items()},
         **{f"array {key}": digest(value) for key, value in arrays.items()},
         **{f"input {key}": value for key, value in source.items()},
@@ -48,6 +55,7 @@ def fingerprint(
         "reduction": plan.reduction,
         "trial blocks": digest(plan.trial_bounds),
         "channel blocks": digest(plan.channel_bounds),
+        "versions": {name: versions()[name] for name in ("xroutine", "numpy")},
     }
 
 

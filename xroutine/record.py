@@ -6,6 +6,7 @@ import hashlib
 import inspect
 import json
 import platform
+import sys
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from functools import lru_cache, partial
@@ -197,6 +198,15 @@ def code_digest(value: Any) -> str:
     they enclose; not the globals that they use.
     """
     return hashlib.sha256(repr(_words(value, set())).encode()).hexdigest()[:16]
+
+
+def is_importable(value: Any) -> bool:
+    """Whether a function or class is what its recorded name stands for, so that the name tells which one it is."""
+    module, _, qualified = name_of(value).partition(":")
+    found: Any = sys.modules.get(module)
+    for part in qualified.split("."):
+        found = getattr(found, part, None)
+    return found is value
 
 
 def _words(value: Any, seen: set[int]) -> Any:

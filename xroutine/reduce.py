@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import Any, Literal, get_args
+from collections.abc import Mapping, Set
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple, get_args
 
 import numpy as np
 
@@ -110,40 +111,79 @@ def _squared(values: Array) -> Array:
     return values.real**2 + values.imag**2 if values.dtype.kind == "c" else values * values
 
 
-@dataclass
-class Tree:
-    """Merges the partial results of blocks 0 to `leaves` - 1, in the same order whichever arrives first.
+class Node(NamedTuple):
+    """A place in a tree of partial results: that of the blocks whose position, halved `level` times, is `index`."""
+
+    channel_block: int
+    level: int
+    index: int  # type: ignore[assignment]  # tuples have a method of that name
+
+    def __str__(self) -> str:
+        return f"{self.channel_block}-{self.level}-{self.index}"
+
+
+class Forest:
+    """Merges the partial results of all blocks, in the same order whichever arrives first: a tree a channel block.
 
     Neighbours merge in pairs, and pairs of pairs, as soon as both are there; an odd one moves up alone. At most one
     partial a level waits for its neighbour when blocks arrive in order.
 
+    Parameters
+    ----------
+    trial_blocks, channel_blocks : int
+
+    Attributes
+    ----------
+    nodes : dict of Node to tuple of Partial
+        What waits for its neighbour, or has met all: together they hold every block that was added.
+
     Examples
     --------
-    >>> tree = Tree(3)
+    >>> forest = Forest(3, 1)
     >>> for leaf in (2, 0, 1):
-    ...     tree.add(leaf, (Partial(np.array(1), np.array(float(leaf))),))
-    >>> tree.root[0].total, tree.root[0].count
-    (np.float64(3.0), np.int64(3))
+    ...     forest.add(Node(0, 0, leaf), (Partial(np.array(1), np.array(float(leaf))),))
+    >>> [(str(node), partial.total, partial.count) for node, (partial,) in forest.nodes.items()]
+    [('0-2-0', np.float64(3.0), np.int64(3))]
     """
 
-    leaves: int
-    _waiting: dict[tuple[int, int], tuple[Partial, ...]] = field(default_factory=dict)
+    def __init__(self, trial_blocks: int, channel_blocks: int) -> None:
+        self.trial_blocks, self.channel_blocks = trial_blocks, channel_blocks
+        self.nodes: dict[Node, tuple[Partial, ...]] = {}
 
-    def add(self, leaf: int, partials: tuple[Partial, ...]) -> None:
-        """Take the partial results of a block, one an output."""
-        level, index, width = 0, leaf, self.leaves
+    def add(self, node: Node, partials: tuple[Partial, ...]) -> None:
+        """Take the partial results, one an output, of a block or of a node of an earlier run."""
+        (tree, level, index), width = node, self.trial_blocks
+        for _ in range(level):
+            width = (width + 1) // 2
         while width > 1:
             if not (index % 2 == 0 and index == width - 1):
-                other = self._waiting.pop((level, index ^ 1), None)
+                other = self.nodes.pop(Node(tree, level, index ^ 1), None)
                 if other is None:
                     break
                 left, right = (other, partials) if index % 2 else (partials, other)
                 partials = tuple(a.merge(b) for a, b in zip(left, right, strict=True))
             level, index, width = level + 1, index // 2, (width + 1) // 2
-        self._waiting[level, index] = partials
+        self.nodes[Node(tree, level, index)] = partials
 
-    @property
-    def root(self) -> tuple[Partial, ...]:
-        """The partial results of all blocks."""
-        (partials,) = self._waiting.values()
-        return partials
+    def blocks(self, node: Node) -> set[int]:
+        """The numbers of the blocks whose partial results meet in a node."""
+        first, last = node.index << node.level, min((node.index + 1) << node.level, self.trial_blocks)
+        return {leaf * self.channel_blocks + node.channel_block for leaf in range(first, last)}
+
+    def restore(self, nodes: Mapping[Node, tuple[Partial, ...]], finished: Set[int]) -> set[int]:
+        """Take what an earlier run stored, as far as its blocks are finished; their numbers.
+
+        A run that was killed as it wrote leaves nodes that are ahead of the receipts, or that have been merged since.
+        """
+        held: set[int] = set()
+        for node in sorted(nodes, key=lambda node: -node.level):
+            blocks = self.blocks(node)
+            if blocks and blocks <= finished and not blocks & held:
+                held |= blocks
+                self.add(node, nodes[node])
+        return held
+
+    def roots(self) -> list[tuple[Partial, ...]]:
+        """The partial results of all blocks, for each channel block."""
+        by_tree = {node.channel_block: partials for node, partials in self.nodes.items()}
+        return [by_tree[tree] for tree in range(self.channel_blocks)]

@@ -11,9 +11,10 @@ import xarray as xr
 from xroutine.call import Call
 from xroutine.errors import PlanError, StoreError
 from xroutine.function import routine_class
+from xroutine.opening import open_dataset
 from xroutine.record import decode, encode, loads
 from xroutine.routine import ComputationalRoutine
-from xroutine.store import Location, open_dataset
+from xroutine.store import Location
 
 
 def replay(
@@ -56,9 +57,16 @@ def replay(
     >>> xrt.replay(store, ds, routine=np.negative).negative.equals(first.negative)
     True
     """
-    stored = open_dataset(location)
+    made, asked = recorded_call(open_dataset(location), str(location), routine)
+    return made(data, out, **{**asked, **options})
+
+
+def recorded_call(
+    stored: xr.Dataset, where: str, routine: Callable[..., Any] | type[ComputationalRoutine] | None
+) -> tuple[ComputationalRoutine, dict[str, Any]]:
+    """The routine that made a result, and what else was asked for; raises as `replay` does."""
     if "cfg" not in stored.attrs:
-        raise StoreError(f"{location} has no cfg: it was saved, not computed")
+        raise StoreError(f"{where} has no cfg: it was saved, not computed")
     cfg = loads(stored.attrs["cfg"], "cfg")
     try:
         recorded, asked = cfg["routine"], decode(cfg["options"], stored)
@@ -70,12 +78,12 @@ def replay(
         given = {key: value for key, value in cfg["kwargs"].items() if key not in defaults or defaults[key] != value}
         argv, kwargs = (decode(part, stored, objects=_imported) for part in (cfg["argv"], given))
     except (KeyError, TypeError, AttributeError) as error:
-        raise StoreError(f"attribute 'cfg' of {location} lacks {error}, or holds something else in its place") from None
+        raise StoreError(f"attribute 'cfg' of {where} lacks {error}, or holds something else in its place") from None
     if not (isinstance(function, type) and issubclass(function, ComputationalRoutine)):
         function = routine_class(function, out_dims, coords, outputs)
     made: ComputationalRoutine = function(*argv, **kwargs)
     made.out_dims, made.coords = out_dims, coords
-    return made(data, out, **{**asked, **options})
+    return made, asked
 
 
 def _imported(recorded: str) -> Any:

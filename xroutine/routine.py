@@ -4,33 +4,39 @@ from __future__ import annotations
 
 import keyword
 import logging
+import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from copy import copy
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import xarray as xr
 
+from xroutine.allocate import allocate
 from xroutine.call import RESERVED, Call, name_of
 from xroutine.container import Trials
 from xroutine.details import collect_details
 from xroutine.engine import Engine, Local, Serial, choose, free_memory
-from xroutine.errors import ArgumentError, NotEnoughMemoryError, PlanError
+from xroutine.errors import ArgumentError, NotEnoughMemoryError, PlanError, XroutineWarning
+from xroutine.failures import ERROR, FAILED, collect_failures, failed_trials, reduced_n_trials
 from xroutine.labels import result_labels
-from xroutine.plan import Plan, nbytes_text
+from xroutine.opening import open_dataset
+from xroutine.plan import nbytes_text
 from xroutine.planner import BLOCK_SIZE, make_plan
 from xroutine.provenance import fingerprint, record_call
 from xroutine.record import dumps, history_line, log_entry, now
 from xroutine.run import execute
+from xroutine.settled import Settled
 from xroutine.source import Source, identity, lies_in
-from xroutine.store import Location, MemoryTarget, Target, ZarrTarget, address, allocate, locate, open_dataset
-from xroutine.trials import View, as_dataset, view
+from xroutine.store import Location, address, locate
+from xroutine.target import MemoryTarget, Target, ZarrTarget
+from xroutine.trials import as_dataset, view
 
 logger = logging.getLogger("xroutine")
 
 
-class ComputationalRoutine(ABC):
+class ComputationalRoutine(Settled, ABC):
     """A compute function for one trial, with its arguments, to be run over all trials.
 
     Subclasses bind `computeFunction` as a static method and say in `process_metadata` how the result is labelled.
@@ -81,6 +87,7 @@ class ComputationalRoutine(ABC):
     _number_dims = True
 
     def __init__(self, *argv: Any, **kwargs: Any) -> None:
+        super().__init__()
         if not hasattr(type(self), "computeFunction"):
             raise ArgumentError(f"{type(self).__name__} has no computeFunction: bind it with staticmethod(function)")
         self.call = self._bound(argv, kwargs)
@@ -89,8 +96,6 @@ class ComputationalRoutine(ABC):
         by_position = self.call.positional
         self.cfg = {key: value for key, value in self.defaultCfg.items() if key not in by_position} | kwargs
         self.keeptrials: bool | None = None
-        self._plan: Plan | None = None
-        self._view: View | None = None
         self._input: dict[str, Any] | None = None
         self._asked: dict[str, Any] = {}
         self._engine: Engine = Serial()
@@ -98,6 +103,8 @@ class ComputationalRoutine(ABC):
         self._parallel_store = False
         self._reserved: frozenset[str] = frozenset()
         self._progress: bool | None = None
+        self._retries = 0
+        self._on_error = "raise"
 
     def __repr__(self) -> str:
         given = [*map(_short, self.argv), *(f"{key}={_short(value)}" for key, value in self.cfg.items())]
@@ -113,58 +120,6 @@ class ComputationalRoutine(ABC):
     def recorded_name(self) -> str:
         """Importable name by which `cfg` refers to this routine."""
         return name_of(type(self))
-
-    @property
-    def view(self) -> View:
-        """The input's trials."""
-        if self._view is None:
-            raise PlanError(f"{type(self).__name__}: call initialize(data, out_stackingdim) first")
-        return self._view
-
-    @property
-    def plan(self) -> Plan:
-        """What `initialize` settled."""
-        if self._plan is None:
-            raise PlanError(f"{type(self).__name__}: call initialize(data, out_stackingdim) first")
-        return self._plan
-
-    @property
-    def outputShape(self) -> tuple[int, ...]:
-        """Shape of all trials stacked along `out_stackingdim`, or of their average; of the first of several outputs."""
-        output = self.plan.output
-        if not self.plan.keeptrials:
-            return output.target.shape
-        rows = int(output.width.sum())
-        return tuple(rows if axis == output.axis else size for axis, size in enumerate(output.shape))
-
-    @property
-    def dtype(self) -> np.dtype[Any]:
-        """Dtype of one trial's output, the first of several."""
-        return self.plan.output.dtype
-
-    @property
-    def chunkShape(self) -> Any:
-        """Largest output shape over all trials; of several outputs, by name."""
-        return self.plan.chunk_shape
-
-    @property
-    def numTrials(self) -> int:
-        return self.plan.n_trials
-
-    @property
-    def trialList(self) -> list[int]:
-        """Positions of the trials to process."""
-        return list(range(self.plan.n_trials))
-
-    @property
-    def numBlocksPerTrial(self) -> int:
-        """Number of channel blocks."""
-        return self.plan.n_channel_blocks
-
-    @property
-    def numCalls(self) -> int:
-        """How often `computeFunction` is called."""
-        return self.plan.n_trials * self.plan.n_channel_blocks
 
     def initialize(
         self,
@@ -235,6 +190,8 @@ class ComputationalRoutine(ABC):
         *,
         scheduler: Any = None,
         progress: bool | None = None,
+        retries: int = 0,
+        on_error: Literal["raise", "record"] = "raise",
     ) -> None:
         """Compute all trials into `out`: allocate, run, label, log, commit.
 
@@ -264,11 +221,18 @@ class ComputationalRoutine(ABC):
             dask's local scheduler, as for `dask.compute`.
         progress : bool, optional
             Show a progress bar; if left out, where a person is looking.
+        retries : int
+            How often a block that fails is tried again, or, with ``on_error="record"``, a trial.
+        on_error : {"raise", "record"}
+            ``raise``: stop soon, and keep what is finished. ``record``: go on without the trials that fail. They hold
+            the fill value, averages are of the others, and variables ``failed`` and ``error`` along ``trial`` tell why.
 
         Raises
         ------
-        NotEnoughMemoryError
+        NotEnoughMemoryError, NotEnoughSpaceError
             Before anything is allocated.
+        BusyError
+            Where another run is writing there.
         TargetExistsError
             Where `out` holds something else than this plan's result.
         """
@@ -282,10 +246,14 @@ class ComputationalRoutine(ABC):
             raise PlanError(f"out: expected empty Trials, as from xrt.Trials.empty('result.zarr'), got {out!r:.80}")
         parallel = None if parallel is None else bool(parallel)
         run = self._method(method, parallel is not False or parallel_debug)
+        if type(retries) is not int or retries < 0:
+            raise PlanError(f"retries: expected how often to try again, 0 or more, got {retries!r}")
+        if on_error not in ("raise", "record"):
+            raise PlanError(f"on_error: expected 'raise' or 'record', got {on_error!r}")
         if not 0 < mem_thresh <= 1:
             raise PlanError(f"mem_thresh: expected a share of the memory between 0 and 1, got {mem_thresh!r}")
         self._engine = Local("synchronous") if parallel_debug else choose(parallel, scheduler)
-        self._progress = progress
+        self._progress, self._retries, self._on_error = progress, retries, on_error
         available, where = self._engine.memory()
         plan.check_memory(available, mem_thresh, where)
         free, here = free_memory()
@@ -296,6 +264,21 @@ class ComputationalRoutine(ABC):
             )
         if parallel_store is None:
             parallel_store = parallel is not False and not (self._engine.remote and out._location is None)
+        try:
+            self._run(run, out, parallel_store, log_dict)
+        finally:
+            if self._target is not None:
+                self._target.release()
+
+    def _run(
+        self,
+        run: Callable[[Trials, Trials], None],
+        out: Trials,
+        parallel_store: bool,
+        log_dict: Mapping[str, Any] | None,
+    ) -> None:
+        """Allocate, run, label, log, commit."""
+        plan = self.plan
         self.preallocate_output(out, parallel_store=parallel_store)
         target = self._target
         if target is None:
@@ -305,13 +288,37 @@ class ComputationalRoutine(ABC):
             out._dataset = open_dataset(target.store)
             return
         source = Trials(self.view.dataset, self.view.name)
-        run(source, out)
-        if len(target.receipts) != len(self.plan):
-            raise PlanError(
-                f"{run.__name__} ran {len(target.receipts)} of {len(self.plan)} blocks: a method of one's own has to "
-                f"call compute_sequential or compute_parallel"
+        try:
+            run(source, out)
+            if len(target.receipts) != len(plan):
+                raise PlanError(
+                    f"{run.__name__} ran {len(target.receipts)} of {len(plan)} blocks: a method of one's own has to "
+                    f"call compute_sequential or compute_parallel"
+                )
+            self._label(source, out, target, log_dict)
+        except BaseException as error:
+            if isinstance(target, ZarrTarget):
+                done = f"{len(target.receipts):,} of {len(plan):,} blocks are finished"
+                error.add_note(f"{done} and kept in {address(target.store)}; the same call again goes on from there")
+            raise
+
+    def _label(self, source: Trials, out: Trials, target: Target, log_dict: Mapping[str, Any] | None) -> None:
+        """Label what has been computed, log, commit."""
+        receipts = target.receipts
+        out._dataset = out.dataset.assign(
+            {**collect_details(self.plan, receipts), **collect_failures(self.plan, receipts)}
+        )
+        failed = failed_trials(receipts)
+        if failed and not self.plan.keeptrials:
+            out._dataset = out.dataset.assign_coords(n_trials=reduced_n_trials(self.plan, receipts))
+        if failed:
+            first = next(iter(failed.values()))
+            warnings.warn(
+                f"{self.plan.name}: {len(failed):,} of {self.plan.n_trials:,} trials failed, as the variable 'failed' "
+                f"tells; the first: {first.error}",
+                XroutineWarning,
+                stacklevel=3,
             )
-        out._dataset = out.dataset.assign(collect_details(self.plan, target.receipts))
         self.process_metadata(source, out)
         self.write_log(source, out, log_dict)
         self._commit(out, target)
@@ -329,7 +336,8 @@ class ComputationalRoutine(ABC):
         self._settle(out._declared or self.out_dims, tight=out._location is None)
         plan = self.plan
         labels, attrs = result_labels(self.view, plan, self.coords)
-        taken = {*labels.variables, *(dim for output in plan.outputs for dim in output.target.dims), "ledger"}
+        dims_taken = (dim for output in plan.outputs for dim in output.target.dims)
+        taken = {*labels.variables, *dims_taken, "ledger", FAILED, ERROR, "finished"}
         for name in attrs:
             if name in taken:
                 raise PlanError(
@@ -341,8 +349,16 @@ class ComputationalRoutine(ABC):
             store = locate(out._location, out._options["storage_options"])
             if lies_in(self.view, store):
                 raise PlanError(f"out={address(store)} is where the input is read from: give another out=")
-            overwrite, compressors = out._options["overwrite"], out._options["compressors"]
-            self._target = allocate(store, plan, self.fingerprint(), overwrite, compressors, labels)
+            given = out._options
+            self._target = allocate(
+                store,
+                plan,
+                self.fingerprint(),
+                given["compressors"],
+                labels,
+                overwrite=given["overwrite"],
+                strict=given["strict"],
+            )
         dims = (dim for output in plan.outputs for dim in output.dims)
         self._reserved = frozenset({"offset", "row_start", "row_size", *attrs, *dims, *map(str, taken)})
         arrays = self._target.variables()
@@ -422,6 +438,9 @@ class ComputationalRoutine(ABC):
         compressors: Any = "auto",
         storage_options: Mapping[str, Any] | None = None,
         progress: bool | None = None,
+        retries: int = 0,
+        on_error: Literal["raise", "record"] = "raise",
+        strict: bool = False,
     ) -> xr.Dataset:
         """Initialize and compute in one.
 
@@ -448,14 +467,21 @@ class ComputationalRoutine(ABC):
             "block_size": block_size if block_size != BLOCK_SIZE else None,
         }
         run.initialize(data, out_stackingdim, chan_per_worker, keeptrials, **_given(added))
-        handle = Trials.empty(out, overwrite=overwrite, compressors=compressors, storage_options=storage_options)
-        added = {"scheduler": scheduler, "progress": progress}
+        handle = Trials.empty(
+            out, overwrite=overwrite, strict=strict, compressors=compressors, storage_options=storage_options
+        )
+        added = {
+            "scheduler": scheduler,
+            "progress": progress,
+            "retries": retries or None,
+            "on_error": on_error if on_error != "raise" else None,
+        }
         run.compute(data, handle, parallel, parallel_store, mem_thresh=mem_thresh, **_given(added))
         return handle.dataset
 
     def fingerprint(self) -> dict[str, Any]:
         """What has to be equal for a run to go on where another one stopped, in words and digests."""
-        code = (type(self).computeFunction, type(self).process_metadata)
+        code = {"computeFunction": type(self).computeFunction, "process_metadata": type(self).process_metadata}
         return fingerprint(self.plan, self.recorded_name, code, self._arguments(), self.coords or {}, self._identity)
 
     @property
@@ -506,6 +532,8 @@ class ComputationalRoutine(ABC):
             parallel_store=self._parallel_store,
             reserved=self._reserved,
             progress=self._progress,
+            retries=self._retries,
+            on_error=self._on_error,
         )
 
     def _receipts(self) -> dict[int, dict[str, Any]]:

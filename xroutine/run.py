@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -17,11 +17,12 @@ from xroutine.call import Array, Call, split_result
 from xroutine.details import column_details
 from xroutine.engine import Engine
 from xroutine.errors import OutputError, PlanError
+from xroutine.failures import FAILED, Failure, pack_failures
 from xroutine.gather import Gathered, Place
 from xroutine.plan import Block, Plan
-from xroutine.reduce import Partial, Tree
+from xroutine.reduce import Forest, Node, Partial
 from xroutine.source import Source
-from xroutine.store import Target
+from xroutine.target import Target
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,6 +41,8 @@ class Receipt:
         The dtypes that the function returned, by output, where they were cast to the declared ones.
     details : dict
         Details that the function returned, as columns over the trials that have them; see `column_details`.
+    failed : dict
+        Why trials failed, by position, where that is recorded.
     regions : tuple
         Where the outputs go; None for averages.
     values : tuple
@@ -54,6 +57,7 @@ class Receipt:
     seconds: float
     returned: dict[str, str]
     details: dict[str, Any]
+    failed: dict[int, Failure]
     regions: tuple[tuple[slice, ...] | None, ...]
     values: tuple[Array | Partial, ...]
 
@@ -64,6 +68,8 @@ class Receipt:
             kept["returned"] = self.returned
         if self.details:
             kept["details"] = self.details
+        if self.failed:
+            kept[FAILED] = pack_failures(self.failed)
         return kept
 
 
@@ -104,12 +110,21 @@ class PlanFacts:
 class Work:
     """What all blocks of a run have in common.
 
-    `source` is None where regions travel with the blocks, `target` where the coordinator writes.
+    Attributes
+    ----------
+    plan : PlanFacts
+    source : Source or None
+        None where regions travel with the blocks.
+    target : Target or None
+        None where the coordinator writes.
+    attempts : int or None
+        How often a failing trial is tried before its failure is recorded; None where failures are raised.
     """
 
     plan: PlanFacts
     source: Source | None
     target: Target | None
+    attempts: int | None = None
 
     def __call__(self, block: Block, regions: list[Array] | None = None) -> Receipt:
         """Read a block's trials, compute them one by one, and write them at once."""
@@ -120,7 +135,8 @@ class Work:
             if self.source is not None:
                 pieces, ours = [self.source.read(region) for region in block.reads], self.source.reads_anew
             outputs = [Gathered(place, piece) for place, piece in zip(facts.places, block.gives, strict=True)]
-            details = _compute(facts, block, facts.trials(block, pieces, ours), outputs)
+            trials = facts.trials(block, pieces, ours)
+            details, failed = _compute(facts, block, trials, outputs, self.attempts)
         nbytes = sum(piece.nbytes for piece in pieces)
         # Encoding takes memory of its own: the input has to be gone by then.
         del pieces, regions
@@ -138,24 +154,26 @@ class Work:
             time.perf_counter() - began,
             {output.place.name or facts.name: output.returned for output in outputs if output.returned},
             column_details(details),
+            failed,
             regions_out,
             values,
         )
 
 
 def _compute(
-    facts: PlanFacts, block: Block, trials: Iterator[Array], outputs: list[Gathered]
-) -> dict[int, dict[str, Any]]:
-    """Call the function trial by trial, and hand on what it returns; its details, by position of the trial."""
+    facts: PlanFacts, block: Block, trials: Iterator[Array], outputs: list[Gathered], attempts: int | None
+) -> tuple[dict[int, dict[str, Any]], dict[int, Failure]]:
+    """Call the function trial by trial, and hand on what it returns; details and failures, by position of the trial."""
     call = facts.call.with_values(block.values)
     function, names, put = call.function, call.outputs, outputs[0].put
     extra = {"chunkShape": facts.chunk_shape} if call.contract else {}
     varies = call.varies
-    argv, kwargs = call.arguments(0)
+    given = call.arguments(0)
     details: dict[int, dict[str, Any]] = {}
-    for index, trial in enumerate(trials):
-        if varies:
-            argv, kwargs = call.arguments(index)
+    failed: dict[int, Failure] = {}
+
+    def compute(index: int, trial: Array) -> None:
+        argv, kwargs = call.arguments(index) if varies else given
         given_shape = trial.shape
         try:
             result = function(trial, *argv, **kwargs, **extra)
@@ -165,18 +183,43 @@ def _compute(
         try:
             if names is None and type(result) is np.ndarray:
                 put(index, result)
-                continue
+                return
             arrays, found = split_result(result, names)
-            for output, array in zip(outputs, arrays, strict=True):
-                output.put(index, array)
-            if found:
-                clash = [key for key in found if key in facts.reserved or not str(key).isidentifier()]
-                if clash:
-                    raise OutputError(f"details {clash} would hide labels of the result: give them other names")
-                details[block.first + index] = found
+            clash = [key for key in found or () if key in facts.reserved or not str(key).isidentifier()]
+            if clash:
+                raise OutputError(f"details {clash} would hide labels of the result: give them other names")
+            fitting = [output.fitting(index, array) for output, array in zip(outputs, arrays, strict=True)]
         except OutputError as error:
             raise type(error)(f"{_where(facts, block, index, given_shape, trial.dtype)}: {error}") from None
-    return details
+        # All of them fit: a trial is in all averages or in none.
+        for output, array in zip(outputs, fitting, strict=True):
+            output.place_fitting(index, array)
+        if found:
+            details[block.first + index] = found
+
+    for index, trial in enumerate(trials):
+        if attempts is None:
+            compute(index, trial)
+            continue
+        failure = _attempt(compute, index, trial, attempts)
+        if failure is not None:
+            failed[block.first + index] = failure
+            for output in outputs:
+                output.leave_out(index)
+    return details, failed
+
+
+def _attempt(compute: Callable[[int, Array], None], index: int, trial: Array, attempts: int) -> Failure | None:
+    """Compute a trial, as often as it fails and may; why it failed the last time."""
+    for left in range(attempts - 1, -1, -1):
+        try:
+            # A function may change its trial; the next attempt needs it as it was.
+            compute(index, trial.copy() if left else trial)
+        except Exception as error:  # noqa: BLE001  # whatever the function raises is recorded
+            failure = Failure.of(error)
+        else:
+            return None
+    return failure
 
 
 def _where(facts: PlanFacts, block: Block, index: int, shape: tuple[int, ...], dtype: np.dtype[Any]) -> str:
@@ -196,6 +239,8 @@ def execute(
     parallel_store: bool,
     reserved: frozenset[str] = frozenset(),
     progress: bool | None = None,
+    retries: int = 0,
+    on_error: str = "raise",
 ) -> None:
     """Run every block of a plan that the target does not hold yet.
 
@@ -207,6 +252,10 @@ def execute(
         Names that details cannot have.
     progress : bool, optional
         Show a progress bar; if left out, where a person is looking.
+    retries : int
+        How often a block, or a trial whose failure would be recorded, is tried again.
+    on_error : {"raise", "record"}
+        What becomes of a trial that fails.
 
     Raises
     ------
@@ -220,12 +269,13 @@ def execute(
         )
     writes = parallel_store and plan.keeptrials
     travels = source.travels(engine.remote)
-    work = Work(_facts(plan, reserved), None if travels else source, target if writes else None)
+    attempts = retries + 1 if on_error == "record" else None
+    work = Work(_facts(plan, reserved), None if travels else source, target if writes else None, attempts)
+    forest = Forest(plan.n_trial_blocks, plan.n_channel_blocks)
     if not plan.keeptrials:
-        # Partial results are not stored: an average that was interrupted starts again.
-        target.receipts.clear()
+        held = forest.restore(target.nodes(), set(target.receipts))
+        target.forget([number for number in target.receipts if number not in held])
     missing = np.array([number for number in range(len(plan)) if number not in target.receipts], np.int64)
-    trees = [Tree(plan.n_trial_blocks) for _ in range(plan.n_channel_blocks)]
 
     def attach(block: Block) -> list[Any] | None:
         if not travels:
@@ -239,31 +289,38 @@ def execute(
         unit="block",
         disable=None if progress is None else not progress,
     ) as bar:
+        failed = 0
 
         def done(receipt: Receipt) -> None:
+            nonlocal failed
             partials = tuple(value for value in receipt.values if isinstance(value, Partial))
             if partials:
-                trees[receipt.channel_block].add(receipt.trial_block, partials)
+                forest.add(Node(receipt.channel_block, 0, receipt.trial_block), partials)
             elif receipt.values:
                 target.write(receipt.regions, receipt.values)
             target.record(receipt.number, receipt.summary())
+            if target.due:
+                target.flush(forest.nodes)
+            failed += len(receipt.failed)
+            if failed:
+                bar.set_postfix(failed=failed, refresh=False)
             bar.update()
 
         try:
             # Looking for the linear algebra libraries takes milliseconds: in this process once, not for every block.
             with nullcontext() if engine.remote else one_blas_thread():
-                engine.run(plan.name, work, plan.blocks(missing), attach, done)
+                engine.run(plan.name, work, plan.blocks(missing), attach, done, retries)
         finally:
-            target.flush()
+            target.flush(forest.nodes)
     if len(target.receipts) != len(plan):
         raise PlanError(
             f"{engine.name} returned {len(target.receipts)} of {len(plan)} receipts: give another scheduler="
         )
     if plan.reduction is not None:
-        for channel_block, tree in enumerate(trees):
+        for channel_block, root in enumerate(forest.roots()):
             regions = [plan.region(output, channel_block) for output in plan.outputs]
             dtypes = [output.target.dtype for output in plan.outputs]
-            target.write(regions, [a.result(plan.reduction, dtype) for a, dtype in zip(tree.root, dtypes, strict=True)])
+            target.write(regions, [a.result(plan.reduction, dtype) for a, dtype in zip(root, dtypes, strict=True)])
 
 
 def _facts(plan: Plan, reserved: frozenset[str] = frozenset()) -> PlanFacts:

@@ -12,6 +12,7 @@ import zarr
 from zarr.abc.store import Store
 from zarr.storage import LocalStore, MemoryStore
 
+from xroutine.intact import unwrapped
 from xroutine.record import MADE, code_digest
 from xroutine.trials import View
 
@@ -40,14 +41,18 @@ class Source:
         if origin.chunks is not None:
             return True
         array = zarr_array(origin)
-        in_memory = isinstance(_backend(origin), np.ndarray) if array is None else isinstance(array.store, MemoryStore)
+        in_memory = (
+            isinstance(_backend(origin), np.ndarray)
+            if array is None
+            else isinstance(unwrapped(array.store), MemoryStore)
+        )
         return remote and in_memory
 
     @property
     def reads_anew(self) -> bool:
         """Whether what is read is in memory that nobody else holds."""
         array = zarr_array(self.variable)
-        return array is not None and not isinstance(array.store, MemoryStore)
+        return array is not None and not isinstance(unwrapped(array.store), MemoryStore)
 
     def read(self, region: dict[str, slice]) -> np.ndarray[Any, Any]:
         data = self.variable._data
@@ -128,7 +133,7 @@ def lies_in(view: View, store: Store) -> bool:
     encodings = [view.dataset.encoding, view.variable.encoding]
     sources = [str(encoding["source"]) for encoding in encodings if "source" in encoding]
     if array is not None:
-        if array.store == store:
+        if unwrapped(array.store) == store:
             return True
         sources.append(str(array.store))
     if not isinstance(store, LocalStore):

@@ -1,54 +1,48 @@
-"""Verifying a result: every block in the ledger, every chunk there and readable."""
+"""Verifying a result, and repairing it: small objects from their copies, blocks by computing them again."""
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
-import numpy as np
-import zarr
-from zarr.core.sync import sync
+from zarr.abc.store import Store
 
-from xroutine.errors import DamagedError, UnfinishedError
-from xroutine.plan import nbytes_text
-from xroutine.store import Location, address, inspect, locate, read_ledger
-
-
-@dataclass(frozen=True)
-class Report:
-    """What `verify` found in order.
-
-    Attributes
-    ----------
-    location : str
-    blocks : int
-        Blocks in the ledger.
-    chunks : int
-        Chunks read back, labels included.
-    nbytes : int
-        Their size when decoded.
-    """
-
-    location: str
-    blocks: int
-    chunks: int
-    nbytes: int
-
-    def __str__(self) -> str:
-        return (
-            f"{self.location}: complete; {self.blocks:,} blocks in the ledger, {self.chunks:,} chunks read back, "
-            f"{nbytes_text(self.nbytes)}"
-        )
+from xroutine.allocate import set_status
+from xroutine.codecs import from_words
+from xroutine.errors import DamagedError, PlanError
+from xroutine.examine import Damage, Report, examine
+from xroutine.lease import Lease
+from xroutine.ledger import Ledger, read_receipts
+from xroutine.objects import put
+from xroutine.opening import open_dataset
+from xroutine.plan import Plan
+from xroutine.replay import recorded_call
+from xroutine.routine import ComputationalRoutine
+from xroutine.seal import ROOT, write_seals
+from xroutine.store import RUNNING, Location, address, inspect, locate
 
 
-def verify(location: Location, storage_options: Mapping[str, Any] | None = None) -> Report:
-    """Read every chunk of a result and compare what is there with the ledger.
+def verify(
+    location: Location,
+    data: Any = None,
+    *,
+    repair: bool = False,
+    routine: Callable[..., Any] | type[ComputationalRoutine] | None = None,
+    storage_options: Mapping[str, Any] | None = None,
+) -> Report:
+    """Read every chunk of a result and compare what is there with what was committed.
 
     Parameters
     ----------
     location : path, URL or zarr store
+    data : xarray.Dataset, xarray.DataArray or Trials, optional
+        The input, where blocks have to be computed again.
+    repair : bool
+        Restore what is damaged or missing: labels, ledger and metadata from their copies, chunks of signals by
+        computing exactly the blocks that wrote them (of an average: all blocks).
+    routine : callable or ComputationalRoutine subclass, optional
+        What computes them; if left out, the recorded one, whose module has to be imported.
     storage_options : mapping, optional
         Options for a URL's file system.
 
@@ -61,9 +55,10 @@ def verify(location: Location, storage_options: Mapping[str, Any] | None = None)
     FileNotFoundError
         Where there is nothing.
     UnfinishedError
-        Where blocks are missing in the ledger, or the run has not been completed.
+        Where the run has not been completed.
     DamagedError
-        Where chunks are missing or cannot be decoded; the message lists them, with the trials affected.
+        Where objects are missing, or not what was committed, and are not to be or cannot be repaired; the message lists
+        them, with the trials affected.
 
     Examples
     --------
@@ -74,67 +69,79 @@ def verify(location: Location, storage_options: Mapping[str, Any] | None = None)
     1
     """
     store = locate(location, storage_options)
-    mark = inspect(store)
-    if mark is None:
-        raise FileNotFoundError(f"there is no Zarr store at {address(store)}")
-    done = read_ledger(store, mark["blocks"])
-    if mark["status"] != "complete" or len(done) < mark["blocks"]:
-        missing = [number for number in range(mark["blocks"]) if number not in done]
-        raise UnfinishedError(
-            f"{address(store)} is {mark['status']}: {len(done)} of {mark['blocks']} blocks are in the ledger"
-            + (f", missing are {missing[:10]}" if missing else "")
-        )
-    group = zarr.open_group(store, mode="r", use_consolidated=False)
-    listed = zarr.open_group(store, mode="r", use_consolidated=True)
-    chunks, nbytes, damaged = 0, 0, []
-    for name, expected in listed.arrays():
+    found = examine(store)
+    if not found.damaged:
+        return found.report
+    listed = "\n  ".join(map(str, found.damaged[:20]))
+    message = f"{address(store)}: {len(found.damaged)} damaged or missing objects:\n  {listed}"
+    if not repair:
+        raise DamagedError(f"{message}\nrepair=True restores them, given the input where chunks of signals are damaged")
+    chunks = [damage for damage in found.damaged if damage.name]
+    if chunks and data is None:
+        raise DamagedError(f"{message}\nto compute their trials again, give the input: verify(..., data, repair=True)")
+    lease = Lease(store, address(store))
+    try:
+        _restore(store, found.objects)
+    finally:
+        lease.release()
+    if chunks:
         try:
-            array = group[name]
-        except (KeyError, ValueError, TypeError) as error:
-            damaged.append(f"{name}/zarr.json: missing or unreadable: {error}")
-            continue
-        if not isinstance(array, zarr.Array) or (array.shape, array.dtype) != (expected.shape, expected.dtype):
-            damaged.append(f"{name}/zarr.json: is not what was committed")
-            continue
-        for index, region in _chunks(array):
-            key = f"{array.path}/{array.metadata.encode_chunk_key(index)}"
-            if not sync(store.exists(key)):
-                damaged.append(f"{key}: missing{_trials(group, array, region)}")
-                continue
-            try:
-                nbytes += np.asarray(array[region]).nbytes
-            except Exception as error:  # noqa: BLE001  # codecs raise whatever they like on damaged bytes
-                damaged.append(f"{key}: {type(error).__name__}: {error}{_trials(group, array, region)}")
-            chunks += 1
-    if damaged:
+            _recompute(store, chunks, data, routine, "record" if found.report.failed else "raise")
+        finally:
+            # The same result as before, with the same marks; where it could not be computed, as damaged as it was.
+            _restore(store, found.objects)
+    again = examine(store)
+    if again.damaged:
         raise DamagedError(
-            f"{address(store)}: {len(damaged)} damaged or missing chunks:\n  " + "\n  ".join(damaged[:20])
+            f"{address(store)}: after repair, still damaged are:\n  " + "\n  ".join(map(str, again.damaged))
         )
-    return Report(address(store), len(done), chunks, nbytes)
+    return replace(again.report, repaired=tuple(map(str, found.damaged)))
 
 
-def _chunks(array: zarr.Array[Any]) -> Iterator[tuple[tuple[int, ...], tuple[slice, ...]]]:
-    """Index and region of every chunk of an array."""
-    counts = [range(-(-size // chunk)) for size, chunk in zip(array.shape, array.chunks, strict=True)]
-    for index in itertools.product(*counts):
-        yield (
-            index,
-            tuple(
-                slice(i * chunk, min((i + 1) * chunk, size))
-                for i, chunk, size in zip(index, array.chunks, array.shape, strict=True)
-            ),
-        )
+def _restore(store: Store, objects: Mapping[str, bytes]) -> None:
+    """Put small objects back as they were committed, the root's metadata last."""
+    for key, value in objects.items():
+        if key != ROOT:
+            put(store, key, value)
+    write_seals(store, objects)
+    put(store, ROOT, objects[ROOT])
 
 
-def _trials(group: zarr.Group, array: zarr.Array[Any], region: tuple[slice, ...]) -> str:
-    """The trials in a region, in words."""
-    dims = list(getattr(array.metadata, "dimension_names", None) or [])
-    if "trial" in dims:
-        rows = region[dims.index("trial")]
-        return f" (trials {rows.start} to {rows.stop - 1})"
-    if "sample" in dims:
-        rows = region[dims.index("sample")]
-        start, size = (np.asarray(group[name][:]) for name in ("row_start", "row_size"))  # type: ignore[index]
-        hit = np.flatnonzero((start < rows.stop) & (start + size > rows.start))
-        return f" (trials {hit[0]} to {hit[-1]})" if hit.size else " (no trial)"
-    return ""
+def _recompute(store: Store, chunks: Sequence[Damage], data: Any, routine: Any, on_error: Any) -> None:
+    """Compute the blocks again that wrote these chunks, as a run that goes on without their receipts."""
+    where, mark = address(store), inspect(store) or {}
+    made, asked = recorded_call(open_dataset(store), where, routine)
+    made.initialize(data, **asked)
+    ledger = Ledger(store, len(made.plan), read_receipts(store, len(made.plan))[0])
+    ledger.forget(_blocks(made.plan, chunks))
+    set_status(store, RUNNING)
+    ledger.write({})
+    first, *others = mark["plan"]["compressors"].values()
+    made(
+        data,
+        store,
+        parallel=False,
+        on_error=on_error,
+        compressors=from_words(first) if all(other == first for other in others) else "auto",
+        **asked,
+    )
+
+
+def _blocks(plan: Plan, chunks: Sequence[Damage]) -> list[int]:
+    """The numbers of the blocks that write into chunks."""
+    if not plan.keeptrials:
+        return list(range(len(plan)))
+    outputs = {output.name: number for number, output in enumerate(plan.outputs)}
+    missing = {damage.name for damage in chunks} - set(outputs)
+    if missing:
+        raise PlanError(f"the routine gives {sorted(outputs)}, and not the damaged {sorted(missing)}")
+    found = []
+    for block in plan.blocks():
+        written = [(outputs[damage.name], damage.region) for damage in chunks]
+        if any(_meet(block.gives[number].writes or (), region) for number, region in written):
+            found.append(block.number)
+    return found
+
+
+def _meet(one: Sequence[slice], other: Sequence[slice]) -> bool:
+    return all(a.start < b.stop and b.start < a.stop for a, b in zip(one, other, strict=True))
