@@ -5,8 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import xarray as xr
@@ -17,20 +16,30 @@ from zarr.storage import LocalStore, MemoryStore
 from xroutine.codecs import with_checksum
 from xroutine.errors import (
     NotEnoughSpaceError,
-    StoreError,
     TargetExistsError,
     XroutineWarning,
 )
 from xroutine.failures import FAILED
 from xroutine.lease import KEY as LEASE
 from xroutine.lease import Lease
-from xroutine.ledger import GROUP, PARTIALS, Ledger, read_receipts
+from xroutine.ledger import GROUP, PARTIALS, RECEIPTS, Ledger, read_receipts
 from xroutine.objects import clear, delete, get, keys, names, put
 from xroutine.plan import Plan, nbytes_text
 from xroutine.provenance import SOURCE
 from xroutine.record import dumps, loads
-from xroutine.seal import COPIES, METADATA, ROOT
-from xroutine.store import ALLOCATING, COMPLETE, FORMAT, MARK, RUNNING, address, inspect, shortened
+from xroutine.seal import COPIES, METADATA, ROOT, seals
+from xroutine.store import (
+    ALLOCATING,
+    COMPLETE,
+    FORMAT,
+    MARK,
+    RUNNING,
+    address,
+    as_store_errors,
+    inspect,
+    read_root,
+    shortened,
+)
 from xroutine.stored_labels import check_storable, write_labels
 from xroutine.target import ZarrTarget
 
@@ -64,9 +73,13 @@ def allocate(
     present = _same(store, identity, overwrite, strict)
     if present is not None and present["status"] == COMPLETE:
         return ZarrTarget(store, names)
-    with _as_store_errors(store):
+    with as_store_errors(store, "cannot be written"):
         lease = Lease(store, address(store))
     try:
+        # Made in memory first: whatever cannot be allocated is known before anything that is stored is touched.
+        mark = {"format": FORMAT, "status": RUNNING, "variables": list(names), "blocks": len(plan), "plan": identity}
+        made = MemoryStore()
+        _make(made, plan, codecs, labels, mark)
         present = _same(store, identity, overwrite, strict=False)
         if present is not None:
             receipts, damaged = read_receipts(store, len(plan))
@@ -83,14 +96,10 @@ def allocate(
                 ledger.forget(failed if plan.keeptrials else list(receipts))
             check_space(store, plan, codecs, 1 - len(ledger.receipts) / len(plan))
             set_status(store, RUNNING)
-            remove_torn(store)
+            _mend(store, made)
             return ZarrTarget(store, names, ledger, lease, labels)
         check_space(store, plan, codecs)
-        mark = {"format": FORMAT, "status": RUNNING, "variables": list(names), "blocks": len(plan), "plan": identity}
-        # Made in memory first: whatever cannot be allocated is known before anything that is stored is touched.
-        made = MemoryStore()
-        _make(made, plan, codecs, labels, mark)
-        with _as_store_errors(store):
+        with as_store_errors(store, "cannot be written"):
             _replace(store, made, mark)
         return ZarrTarget(store, names, Ledger(store, len(plan)), lease, labels)
     except BaseException:
@@ -162,12 +171,19 @@ def _replace(store: Store, made: Store, mark: Mapping[str, Any]) -> None:
     for key in keys(made):
         if key != ROOT:
             put(store, key, get(made, key) or b"")
-    put(store, ROOT, json.dumps(root, indent=2).encode())
+    text = json.dumps(root, indent=2).encode()
+    put(store, METADATA, seals({ROOT: text})[METADATA])
+    put(store, ROOT, text)
 
 
-def remove_torn(store: Store) -> None:
-    """Remove files that a killed process was about to rename to chunks."""
+def _mend(store: Store, made: Store) -> None:
+    """Restore what was allocated, where a run was killed as it wrote."""
+    for key in keys(made):
+        value = get(made, key)
+        if key != ROOT and not key.startswith(f"{RECEIPTS}/c/") and value is not None and get(store, key) != value:
+            put(store, key, value)
     if isinstance(store, LocalStore):
+        # Files that a killed process was about to rename to chunks.
         for path in store.root.rglob("*.partial"):
             path.unlink(missing_ok=True)
 
@@ -196,22 +212,12 @@ def check_space(store: Store, plan: Plan, codecs: Mapping[str, Sequence[Any]], s
     )
 
 
-@contextmanager
-def _as_store_errors(store: Store) -> Iterator[None]:
-    """Errors of a store that cannot be written, as ours."""
-    try:
-        yield
-    except StoreError:
-        raise
-    except (OSError, ValueError) as error:
-        raise StoreError(f"{address(store)} cannot be written: {error}") from error
-
-
 def set_status(store: Store, status: str) -> None:
-    """Begin to change a committed result: its copies go, and its root tells so."""
-    for key in (METADATA, COPIES):
-        delete(store, key)
-    root = json.loads(get(store, ROOT) or b"{}")
+    """Begin to change a committed result: its root tells so, and the copies of what is going to change go."""
+    root = read_root(store) or {}
     root.pop("consolidated_metadata", None)
     root["attributes"][MARK] = dumps({**loads(root["attributes"][MARK], MARK), "status": status})
-    put(store, ROOT, json.dumps(root, indent=2).encode())
+    text = json.dumps(root, indent=2).encode()
+    delete(store, COPIES)
+    put(store, METADATA, seals({ROOT: text})[METADATA])
+    put(store, ROOT, text)

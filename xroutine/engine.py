@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import pickle
 import threading
+import time
 import traceback
 import uuid
 from collections.abc import Callable, Iterable, Iterator
@@ -12,7 +13,7 @@ from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache, partial
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import cloudpickle
 import dask.config
@@ -22,7 +23,7 @@ import psutil
 from dask.base import compute, get_scheduler, is_dask_collection
 from dask.callbacks import Callback
 from dask.delayed import delayed
-from distributed import Client, Future, as_completed, get_worker, rejoin, secede
+from distributed import CancelledError, Client, Future, as_completed, get_worker, rejoin, secede
 
 from xroutine.errors import PlanError
 from xroutine.plan import Block
@@ -32,7 +33,10 @@ logger = logging.getLogger("xroutine")
 Work = Callable[[Block, Any], Any]
 # Regions that travel with a task, because it cannot read them itself.
 Attach = Callable[[Block], list[Any] | None]
+T = TypeVar("T")
 Done = Callable[[Any], None]
+# As often as dask, unless told otherwise, runs a task again whose worker died.
+_ALLOWED_LOSSES = 3
 
 
 class Engine(Protocol):
@@ -143,25 +147,34 @@ class Cluster:
         waiting = iter(blocks)
         # A queue a few tasks deep keeps workers busy without holding every task, and its input, at once.
         room = 2 * max(sum(self.client.nthreads().values()), 1) + 2
-        regions: dict[str, Any] = {}
+        sent: dict[str, tuple[Block, Any, int]] = {}
         running = as_completed()
 
-        def submit() -> None:
-            block = next(waiting, None)
+        def submit(block: Block | None, lost: int = 0) -> None:
             if block is None:
                 return
-            key = f"{title}-{token}-{block.number}"
-            regions[key] = self._place(attach(block))
-            running.add(self.client.submit(call, block, regions[key], key=key, pure=False, retries=retries))
+            key = f"{title}-{token}-{block.number}" + (f"-{lost}" if lost else "")
+            regions = self._place(attach(block))
+            sent[key] = block, regions, lost
+            running.add(self.client.submit(call, block, regions, key=key, pure=False, retries=retries))
 
         with _out_of_the_way():
             for _ in range(room):
-                submit()
+                submit(next(waiting, None))
             try:
                 for future in running:
-                    done(future.result())
-                    del regions[future.key]
-                    submit()
+                    block, _, lost = sent.pop(future.key)
+                    try:
+                        receipt = future.result()
+                    except CancelledError:
+                        # Regions that came with the task died with the worker that held them; here they still are.
+                        if lost == _ALLOWED_LOSSES:
+                            raise
+                        logger.warning("block %d was lost with a worker and is sent again", block.number)
+                        submit(block, lost + 1)
+                        continue
+                    done(receipt)
+                    submit(next(waiting, None))
             except BaseException:
                 self.client.cancel(list(running.futures))
                 raise
@@ -171,9 +184,22 @@ class Cluster:
         if regions is None:
             return None
         return [
-            self.client.compute(region) if is_dask_collection(region) else self.client.scatter(region, hash=False)
-            for region in regions
+            self.client.compute(region) if is_dask_collection(region) else self._scatter(region) for region in regions
         ]
+
+    def _scatter(self, region: Any) -> Future[Any]:
+        for left in range(_ALLOWED_LOSSES, -1, -1):
+            try:
+                scattered: Future[Any] = self.client.scatter(region, hash=False)
+            except OSError as error:
+                # The worker that was to take it is just going down.
+                if not left:
+                    raise
+                logger.warning("input could not be sent to a worker and is sent again: %r", error)
+                time.sleep(0.5)
+            else:
+                return scattered
+        raise AssertionError
 
 
 @contextmanager
@@ -182,6 +208,10 @@ def _out_of_the_way() -> Iterator[None]:
     try:
         get_worker()
     except ValueError:
+        inside = False
+    else:
+        inside = True
+    if not inside:
         yield
         return
     secede()
@@ -199,14 +229,7 @@ class _Patient:
     retries: int
 
     def __call__(self, block: Block, regions: Any) -> Any:
-        for left in range(self.retries, -1, -1):
-            try:
-                return self.work(block, regions)
-            except Exception as error:
-                if not left:
-                    raise
-                logger.warning("block %d failed and is tried again (%d more): %r", block.number, left, error)
-        return None
+        return tried(partial(self.work, block, regions), self.retries, f"block {block.number}")
 
 
 class _Started:
@@ -235,6 +258,16 @@ class _Started:
         with self._changed:
             self._stopped = True
             self._changed.wait_for(lambda: self._running == 0)
+
+
+def tried(call: Callable[[], T], retries: int, what: str) -> T:
+    """What `call` returns, which is tried again where it raises; the last exception, where it always does."""
+    for left in range(retries, 0, -1):
+        try:
+            return call()
+        except Exception as error:  # noqa: BLE001  # whatever the function or the store raises
+            logger.warning("%s failed and is tried again (%d more): %r", what, left, error)
+    return call()
 
 
 def choose(parallel: bool | None, scheduler: Any = None) -> Engine:

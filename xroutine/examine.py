@@ -12,7 +12,7 @@ import numpy as np
 import zarr
 from zarr.abc.store import Store
 
-from xroutine.errors import DamagedError, StoreError, UnfinishedError
+from xroutine.errors import DamagedError, UnfinishedError
 from xroutine.failures import failed_trials
 from xroutine.intact import IntactStore
 from xroutine.ledger import read_receipts
@@ -104,14 +104,7 @@ def examine(store: Store) -> Findings:
         Where neither of the two copies of the metadata can be read.
     """
     where, objects, damaged = address(store), *_kept(store)
-    try:
-        mark = inspect(store)
-    except StoreError:
-        if not objects:
-            raise
-        mark = inspect(IntactStore(store, objects))
-    if mark is None and objects:
-        mark = inspect(IntactStore(store, objects))
+    mark = inspect(store)
     if mark is None:
         raise FileNotFoundError(f"there is no Zarr store at {where}")
     blocks = mark["blocks"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import platform
 import threading
@@ -17,11 +18,14 @@ from zarr.abc.store import Store
 from xroutine.errors import BusyError
 from xroutine.objects import delete, get, put
 
+logger = logging.getLogger("xroutine")
+
 # Below an array, where nothing looks for groups and arrays.
 KEY = "ledger/receipt/lease"
 # A run that has not renewed its lease for so long is taken for dead.
 SECONDS = 60.0
 _PAUSE = 0.2
+_ATTEMPTS = 3
 
 
 class Lease:
@@ -61,8 +65,14 @@ class Lease:
         """Give the target free."""
         self._released.set()
         self._thread.join()
-        if not self._lost and _owner(_read(self._store)) == self._owner:
-            delete(self._store, KEY)
+        for left in range(_ATTEMPTS - 1, -1, -1):
+            try:
+                if not self._lost and _owner(_read(self._store)) == self._owner:
+                    delete(self._store, KEY)
+                return
+            except Exception as error:  # noqa: BLE001  # stores raise whatever they like
+                if not left:
+                    logger.warning("%s: the lease cannot be released, it ends in %g s: %r", self._where, SECONDS, error)
 
     def _take(self) -> None:
         held = _read(self._store)
@@ -77,7 +87,12 @@ class Lease:
         if held is not None:
             # Who took over at the same time may have removed what was just written: the last one stays.
             time.sleep(_PAUSE)
-        if _owner(_read(self._store)) != self._owner:
+        try:
+            taken = _owner(_read(self._store)) == self._owner
+        except BaseException:
+            delete(self._store, KEY)
+            raise
+        if not taken:
             raise BusyError(f"{self._where} was taken by another run at this moment: wait until it is done")
 
     def _renew(self) -> None:
@@ -111,12 +126,18 @@ def _here() -> dict[str, str]:
 
 
 def _read(store: Store) -> dict[str, Any] | None:
-    raw = get(store, KEY)
-    try:
-        found = None if raw is None else json.loads(raw)
-    except ValueError:
-        found = {}
-    return found if found is None or isinstance(found, dict) else {}
+    for _ in range(_ATTEMPTS):
+        raw = get(store, KEY)
+        if raw is None:
+            return None
+        try:
+            found = json.loads(raw)
+        except ValueError:
+            # It may be just being written, where a store does not replace objects at once.
+            continue
+        if isinstance(found, dict):
+            return found
+    return {}
 
 
 def _owner(held: dict[str, Any] | None) -> Any:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
+import logging
 import re
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Set
 from typing import Any
 
 import numpy as np
@@ -13,10 +14,14 @@ import zarr
 from zarr.abc.store import Store
 from zarr.codecs import ZstdCodec
 
-from xroutine.objects import clear, keys
+from xroutine.errors import DamagedError
+from xroutine.intact import IntactStore
+from xroutine.objects import clear, keys, names
 from xroutine.record import loads
 from xroutine.reduce import Node, Partial
 from xroutine.trials import IntArray
+
+logger = logging.getLogger("xroutine")
 
 GROUP = "ledger"
 RECEIPTS = f"{GROUP}/receipt"
@@ -99,27 +104,32 @@ class Ledger:
             texts = [json.dumps(self.receipts[n], allow_nan=False) if n in self.receipts else "" for n in numbers]
             receipts[numbers.start : numbers.stop] = np.array(texts, dtype=object)
         for node in self._nodes - nodes.keys():
-            self._delete_node(node)
+            clear(self.store, f"{PARTIALS}/{node}")
         self._nodes = set(nodes)
         self._changed.clear()
         self._written = time.monotonic()
         self._took = self._written - began
 
     def read_nodes(self) -> dict[Node, tuple[Partial, ...]]:
-        """The partial results that the receipts cover; others, from a run that was killed as it wrote, are removed."""
+        """The partial results that an earlier run has stored."""
         found: dict[Node, tuple[Partial, ...]] = {}
-        names = {key[len(PARTIALS) + 1 :].partition("/")[0] for key in keys(self.store, PARTIALS + "/")}
-        for name in sorted(names):
-            match = re.fullmatch(r"(\d{1,9})-(\d{1,2})-(\d{1,9})", name)
-            if match is None:
-                continue
-            node = Node(*map(int, match.groups()))
+        for node in self._stored_nodes():
             try:
                 found[node] = self._read_node(node)
-            except Exception:  # noqa: BLE001  # half-written or damaged: its blocks are computed again
-                self._delete_node(node)
-        self._nodes = set(found)
+            except Exception:  # noqa: BLE001  # half-written or damaged: zarr and codecs raise whatever they like
+                logger.warning("the partial result %s cannot be read, its blocks are computed again", node)
         return found
+
+    def keep_nodes(self, nodes: Set[Node]) -> None:
+        """Remove all others: what is ahead of the receipts may be half-written."""
+        for node in self._stored_nodes():
+            if node not in nodes:
+                clear(self.store, f"{PARTIALS}/{node}")
+        self._nodes = set(nodes)
+
+    def _stored_nodes(self) -> list[Node]:
+        matches = (re.fullmatch(r"(\d{1,9})-(\d{1,2})-(\d{1,9})", name) for name in names(self.store, PARTIALS))
+        return [Node(*map(int, match.groups())) for match in matches if match]
 
     def clear_nodes(self) -> None:
         """Remove all partial results: the average is written."""
@@ -128,6 +138,7 @@ class Ledger:
 
     def _write_node(self, node: Node, partials: tuple[Partial, ...]) -> None:
         group = zarr.create_group(self.store, path=f"{PARTIALS}/{node}", overwrite=True, zarr_format=3)
+        arrays = 0
         for number, partial in enumerate(partials):
             for part in _PARTS:
                 value = getattr(partial, part)
@@ -141,18 +152,19 @@ class Ledger:
                         config={"write_empty_chunks": True},
                     )
                     array[...] = value
+                    arrays += 1
+        group.attrs["arrays"] = arrays
 
     def _read_node(self, node: Node) -> tuple[Partial, ...]:
-        group = zarr.open_group(self.store, path=f"{PARTIALS}/{node}", mode="r")
+        group = zarr.open_group(IntactStore(self.store), path=f"{PARTIALS}/{node}", mode="r")
         arrays = {name: np.asarray(array[...]) for name, array in group.arrays()}
+        if len(arrays) != group.attrs["arrays"]:
+            raise DamagedError(f"{PARTIALS}/{node}: {len(arrays)} of {group.attrs['arrays']} arrays are there")
         outputs = {int(name.partition("-")[0]) for name in arrays}
         return tuple(
             Partial(*(arrays.get(f"{number}-{part}") for part in _PARTS))  # type: ignore[arg-type]
             for number in range(len(outputs))
         )
-
-    def _delete_node(self, node: Node) -> None:
-        clear(self.store, f"{PARTIALS}/{node}")
 
 
 def read_bounds(store: Store) -> IntArray:

@@ -37,7 +37,8 @@ def open_dataset(
     ----------
     location : path, URL or zarr store
     unfinished : bool
-        Open a target whose run has not been completed: what is missing holds the fill value, and there are no labels.
+        Open a target whose run has not been completed. What is missing holds the fill value, and is told by a
+        coordinate ``finished`` along ``trial``; labels that are made after the run are not there yet.
     storage_options : mapping, optional
         Options for a URL's file system.
 
@@ -52,6 +53,9 @@ def open_dataset(
         Where there is nothing.
     StoreError
         Where the store was not made by xroutine.
+    DamagedError
+        Where labels or metadata are missing, or not those that were committed. Chunks of the signal are looked at when
+        they are read, and raise it then.
     UnfinishedError
         Where the run has not been completed; the message tells how far it got.
     """
@@ -59,41 +63,46 @@ def open_dataset(
     mark = inspect(store)
     if mark is None:
         raise FileNotFoundError(f"there is no Zarr store at {address(store)}")
-    finished = mark["status"] in (COMPLETE, PARTIAL)
-    receipts: dict[int, dict[str, Any]] = {}
-    if not finished:
-        receipts, _ = read_receipts(store, mark["blocks"])
-        if not unfinished or mark["status"] == ALLOCATING:
-            raise UnfinishedError(
-                f"{address(store)} is unfinished: {len(receipts)} of {mark['blocks']} blocks are there. Run the same "
-                f"call again to go on"
-                + (", or open it as it is with unfinished=True" if mark["status"] == RUNNING else "")
-            )
-    root = get(store, ROOT) or b""
-    if finished:
-        check_root(store, root.decode(), address(store))
-    try:
-        dataset = xr.open_zarr(IntactStore(store) if finished else store, chunks=None, consolidated=finished)
-        names = [name for name in dataset.coords if not finished or dataset[name].size]
-        _check_sizes(dataset, mark)
-        for name in names:
-            dataset[name].load()
-    except DamagedError:
-        raise
-    except Exception as error:  # codecs raise whatever they like on damaged bytes
-        raise StoreError(f"{address(store)}: metadata or labels are damaged: {error}") from error
     if mark["status"] == PARTIAL:
         warnings.warn(
             f"{address(store)}: trials failed, which hold the fill value; they are those in the variable {FAILED!r}",
             XroutineWarning,
             stacklevel=2,
         )
+    if mark["status"] in (COMPLETE, PARTIAL):
+        return open_finished(store, mark)
+    receipts, _ = read_receipts(store, mark["blocks"])
+    if not unfinished or mark["status"] == ALLOCATING:
+        raise UnfinishedError(
+            f"{address(store)} is unfinished: {len(receipts)} of {mark['blocks']} blocks are there. Run the same call "
+            f"again to go on" + (", or open it as it is with unfinished=True" if mark["status"] == RUNNING else "")
+        )
+    opened = _read(store, store, mark, consolidated=False)
+    if TRIAL in opened.sizes:
+        opened = opened.assign_coords(finished=(TRIAL, _finished(store, mark, receipts, opened.sizes[TRIAL])))
+    return opened
+
+
+def open_finished(store: Store, mark: Mapping[str, Any]) -> xr.Dataset:
+    """Open a committed result, whose mark has been read; raises as `open_dataset` does."""
+    check_root(store, (get(store, ROOT) or b"").decode(errors="replace"), address(store))
+    return _read(store, IntactStore(store), mark, consolidated=True)
+
+
+def _read(store: Store, read: Store, mark: Mapping[str, Any], consolidated: bool) -> xr.Dataset:
+    try:
+        dataset = xr.open_zarr(read, chunks=None, consolidated=consolidated)
+        _check_sizes(dataset, mark)
+        for name in dataset.coords:
+            dataset[name].load()
+    except DamagedError:
+        raise
+    except Exception as error:  # codecs raise whatever they like on damaged bytes
+        raise StoreError(f"{address(store)}: metadata or labels are damaged: {error}") from error
     # What is noted for the store as a whole would not be true of a copy.
     attrs = {key: value for key, value in dataset.attrs.items() if key not in (MARK, MADE)}
     signals_first = sorted(dataset.data_vars, key=[*mark["variables"], *dataset.data_vars].index)
     opened = xr.Dataset({name: dataset[name] for name in signals_first}, dataset.coords, attrs)
-    if not finished and TRIAL in opened.sizes:
-        opened = opened.assign_coords(finished=(TRIAL, _finished(store, mark, receipts, opened.sizes[TRIAL])))
     opened.encoding["source"] = str(store)
     return opened
 

@@ -170,18 +170,20 @@ class Forest:
         first, last = node.index << node.level, min((node.index + 1) << node.level, self.trial_blocks)
         return {leaf * self.channel_blocks + node.channel_block for leaf in range(first, last)}
 
-    def restore(self, nodes: Mapping[Node, tuple[Partial, ...]], finished: Set[int]) -> set[int]:
-        """Take what an earlier run stored, as far as its blocks are finished; their numbers.
+    def restore(self, nodes: Mapping[Node, tuple[Partial, ...]], finished: Set[int]) -> set[Node]:
+        """Take those nodes of an earlier run whose blocks are all finished.
 
         A run that was killed as it wrote leaves nodes that are ahead of the receipts, or that have been merged since.
         """
         held: set[int] = set()
+        taken = set()
         for node in sorted(nodes, key=lambda node: -node.level):
             blocks = self.blocks(node)
             if blocks and blocks <= finished and not blocks & held:
                 held |= blocks
+                taken.add(node)
                 self.add(node, nodes[node])
-        return held
+        return taken
 
     def roots(self) -> list[tuple[Partial, ...]]:
         """The partial results of all blocks, for each channel block."""

@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -15,7 +16,7 @@ from xroutine.blas import one_blas_thread
 from xroutine.blocks import overlapping
 from xroutine.call import Array, Call, split_result
 from xroutine.details import column_details
-from xroutine.engine import Engine
+from xroutine.engine import Engine, tried
 from xroutine.errors import OutputError, PlanError
 from xroutine.failures import FAILED, Failure, pack_failures
 from xroutine.gather import Gathered, Place
@@ -273,7 +274,9 @@ def execute(
     work = Work(_facts(plan, reserved), None if travels else source, target if writes else None, attempts)
     forest = Forest(plan.n_trial_blocks, plan.n_channel_blocks)
     if not plan.keeptrials:
-        held = forest.restore(target.nodes(), set(target.receipts))
+        taken = forest.restore(target.nodes(), set(target.receipts))
+        target.keep(taken)
+        held = set().union(*map(forest.blocks, taken))
         target.forget([number for number in target.receipts if number not in held])
     missing = np.array([number for number in range(len(plan)) if number not in target.receipts], np.int64)
 
@@ -297,10 +300,12 @@ def execute(
             if partials:
                 forest.add(Node(receipt.channel_block, 0, receipt.trial_block), partials)
             elif receipt.values:
-                target.write(receipt.regions, receipt.values)
+                tried(
+                    partial(target.write, receipt.regions, receipt.values), retries, f"writing block {receipt.number}"
+                )
             target.record(receipt.number, receipt.summary())
             if target.due:
-                target.flush(forest.nodes)
+                tried(partial(target.flush, forest.nodes), retries, "writing the ledger")
             failed += len(receipt.failed)
             if failed:
                 bar.set_postfix(failed=failed, refresh=False)
@@ -311,7 +316,7 @@ def execute(
             with nullcontext() if engine.remote else one_blas_thread():
                 engine.run(plan.name, work, plan.blocks(missing), attach, done, retries)
         finally:
-            target.flush(forest.nodes)
+            tried(partial(target.flush, forest.nodes), retries, "writing the ledger")
     if len(target.receipts) != len(plan):
         raise PlanError(
             f"{engine.name} returned {len(target.receipts)} of {len(plan)} receipts: give another scheduler="

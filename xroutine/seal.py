@@ -90,6 +90,8 @@ def check_root(store: Store, root: str, where: str) -> None:
         changed = sorted(_changed(json.loads(read_metadata(store)[ROOT]), json.loads(root), ""))
     except DamagedError as error:
         raise DamagedError(f"{where}: {error}; {repair}") from None
+    except ValueError as error:
+        raise DamagedError(f"{where}: the metadata in {ROOT} are missing or damaged ({error}); {repair}") from None
     if changed:
         listed = ", ".join(changed[:10])
         raise DamagedError(f"{where}: the metadata are not those that were committed, what differs: {listed}; {repair}")

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +13,11 @@ import zarr
 from zarr.abc.store import Store
 from zarr.storage import FsspecStore, LocalStore
 
-from xroutine.errors import (
-    StoreError,
-    TargetExistsError,
-)
+from xroutine.errors import DamagedError, StoreError, TargetExistsError
 from xroutine.lease import KEY as LEASE
+from xroutine.objects import get, keys
 from xroutine.record import loads
+from xroutine.seal import ROOT, read_metadata
 
 FORMAT = 2
 MARK = "xroutine"
@@ -72,23 +72,16 @@ def inspect(store: Store) -> dict[str, Any] | None:
     StoreError
         Where something else is there.
     """
-    try:
-        group = zarr.open_group(store, mode="r", use_consolidated=False)
-    except FileNotFoundError:
-        lease = Path(LEASE)
-        if isinstance(store, LocalStore) and any(
-            path.is_file() and path.relative_to(store.root) != lease for path in store.root.rglob("*")
-        ):
-            raise TargetExistsError(f"{store.root} is a folder with other things in it, and no Zarr group") from None
+    root = read_root(store)
+    if root is None:
         return None
-    except (ValueError, KeyError, TypeError) as error:
-        raise StoreError(f"{address(store)}: the root's metadata are damaged: {error}") from error
-    if MARK not in group.attrs:
+    attrs = root.get("attributes")
+    if not isinstance(attrs, dict) or MARK not in attrs:
         raise TargetExistsError(
             f"{address(store)} holds a Zarr group that was not made by xroutine; as input, open it with "
             f"xarray.open_zarr and use its .trials; as target, give another out="
         )
-    mark = loads(group.attrs[MARK], MARK)
+    mark = loads(attrs[MARK], MARK)
     if mark.get("format") != FORMAT:
         raise StoreError(f"{address(store)}: format {mark.get('format')!r} is not one this xroutine reads ({FORMAT})")
     names, blocks = mark.get("variables"), mark.get("blocks")
@@ -105,7 +98,58 @@ def inspect(store: Store) -> dict[str, Any] | None:
     return mark
 
 
+def read_root(store: Store) -> dict[str, Any] | None:
+    """The metadata of a store's root, from their copy where they are missing or torn; None where nothing is there.
+
+    Raises
+    ------
+    StoreError
+        Where something else is there.
+    """
+    raw = get(store, ROOT)
+    try:
+        found = json.loads(raw or b"")
+        if isinstance(found, dict):
+            return found
+    except ValueError:
+        pass
+    try:
+        copy: dict[str, Any] = json.loads(read_metadata(store)[ROOT])
+    except DamagedError:
+        pass
+    else:
+        return copy
+    if raw is not None:
+        # A first write that was torn leaves nothing else.
+        if set(keys(store)) <= {ROOT, LEASE}:
+            return None
+        raise StoreError(f"{address(store)}: the root's metadata, {ROOT}, are damaged")
+    try:
+        zarr.open_group(store, mode="r", use_consolidated=False)
+    except FileNotFoundError:
+        lease = Path(LEASE)
+        if isinstance(store, LocalStore) and any(
+            path.is_file() and path.relative_to(store.root) != lease for path in store.root.rglob("*")
+        ):
+            raise TargetExistsError(f"{store.root} is a folder with other things in it, and no Zarr group") from None
+        return None
+    except (ValueError, KeyError, TypeError) as error:
+        raise StoreError(f"{address(store)}: the root's metadata are damaged: {error}") from error
+    return {}
+
+
 def shortened(value: Any) -> str:
     """A value as JSON, for an error: of a long one the begin and the end."""
     text = json.dumps(value, ensure_ascii=False) if value is not None else "nothing"
     return text if len(text) < 120 else f"{text[:80]}...{text[-30:]}"
+
+
+@contextmanager
+def as_store_errors(store: Store, what: str) -> Iterator[None]:
+    """Whatever a store or codec raises, as an error of ours that says what could not be done."""
+    try:
+        yield
+    except StoreError:
+        raise
+    except Exception as error:
+        raise StoreError(f"{address(store)} {what}: {error}") from error

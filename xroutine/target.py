@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import uuid
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence, Set
 from typing import Any, Protocol
 
 import numpy as np
@@ -18,15 +18,16 @@ from xroutine.errors import (
     StoreError,
 )
 from xroutine.failures import failed_trials
+from xroutine.intact import IntactStore
 from xroutine.lease import Lease
 from xroutine.ledger import PARTIALS, Ledger
 from xroutine.objects import get, keys, put
-from xroutine.opening import open_dataset
+from xroutine.opening import open_finished
 from xroutine.plan import Plan
 from xroutine.record import MADE, dumps, loads
 from xroutine.reduce import Node, Partial
 from xroutine.seal import ROOT, write_seals
-from xroutine.store import COMPLETE, MARK, PARTIAL, address
+from xroutine.store import COMPLETE, MARK, PARTIAL, address, as_store_errors
 from xroutine.stored_labels import write_labels
 
 # Dims and attributes of a signal, as process_metadata left them.
@@ -59,6 +60,10 @@ class Target(Protocol):
 
     def nodes(self) -> dict[Node, tuple[Partial, ...]]:
         """Partial results of an average that an earlier run has left."""
+        ...
+
+    def keep(self, nodes: Set[Node]) -> None:
+        """Remove all others of them."""
         ...
 
     def flush(self, nodes: Mapping[Node, tuple[Partial, ...]]) -> None:
@@ -105,6 +110,9 @@ class MemoryTarget:
 
     def nodes(self) -> dict[Node, tuple[Partial, ...]]:
         return {}
+
+    def keep(self, nodes: Set[Node]) -> None:
+        pass
 
     def flush(self, nodes: Mapping[Node, tuple[Partial, ...]]) -> None:
         pass
@@ -189,6 +197,9 @@ class ZarrTarget:
     def nodes(self) -> dict[Node, tuple[Partial, ...]]:
         return self._ledger.read_nodes()
 
+    def keep(self, nodes: Set[Node]) -> None:
+        self._ledger.keep_nodes(nodes)
+
     def flush(self, nodes: Mapping[Node, tuple[Partial, ...]]) -> None:
         self._check_lease()
         self._ledger.write(nodes)
@@ -217,9 +228,10 @@ class ZarrTarget:
         attrs = {**labels.attrs, **({"coordinates": names} if names else {}), MADE: uuid.uuid4().hex}
         status = PARTIAL if failed_trials(self.receipts) else COMPLETE
         self._check_lease()
-        _seal(self.store, {**attrs, MARK: dumps({**loads(mark, MARK), "status": status})}, self.names)
+        done = {**loads(mark, MARK), "status": status}
+        _seal(self.store, {**attrs, MARK: dumps(done)}, self.names)
         self._ledger.clear_nodes()
-        return open_dataset(self.store)
+        return open_finished(self.store, done)
 
 
 def _seal(store: Store, attrs: Mapping[str, Any], signals: Sequence[str]) -> None:
@@ -239,7 +251,13 @@ def _seal(store: Store, attrs: Mapping[str, Any], signals: Sequence[str]) -> Non
         raise StoreError(f"the attributes {attrs} cannot be stored as JSON: {error}") from None
     small = [f"{name}/{ROOT}" for name in listed]
     small += [key for name in listed if name not in signals for key in keys(store, f"{name}/c")]
-    write_seals(store, {**{key: get(store, key) or b"" for key in small}, ROOT: text.encode()})
+    objects = {**{key: get(store, key) or b"" for key in small}, ROOT: text.encode()}
+    for name in listed:
+        if name not in signals and json.loads(objects[f"{name}/{ROOT}"])["node_type"] == "array":
+            # What a store has lost without a word shall not be kept as what it should be.
+            with as_store_errors(store, "was written, and cannot be read back"):
+                zarr.open_array(IntactStore(store, objects), path=name, mode="r")[...]
+    write_seals(store, objects)
     put(store, ROOT, text.encode())
 
 
