@@ -20,7 +20,7 @@ def fingerprint(
     routine: str,
     code: Mapping[str, Any],
     arguments: Mapping[str, Any],
-    coords: Mapping[str, Any],
+    coords: Mapping[str, xr.Variable],
     source: Mapping[str, Any],
 ) -> dict[str, Any]:
     """What has to be equal for a run to go on where another one stopped, in words and digests.
@@ -32,8 +32,10 @@ def fingerprint(
         The routine's importable name.
     code : mapping
         The functions that decide what is computed, by name.
-    arguments, coords : mapping
+    arguments : mapping
         As given by the user.
+    coords : mapping
+        Labels that were given.
     source : mapping
         The input's identity.
     """
@@ -48,7 +50,7 @@ def fingerprint(
             f"{SOURCE if is_importable(value) else 'object '}{key}": code_digest(value)
             for key, value in objects.items()
         },
-        **{f"coords {key}": code_digest(value) for key, value in coords.items()},
+        **{f"coords {key}": code_digest([value.dims, value.values.tolist()]) for key, value in coords.items()},
         **{f"array {key}": digest(value) for key, value in arrays.items()},
         **{f"input {key}": value for key, value in source.items()},
         **{f"output {output.name}": _layout(output) for output in plan.outputs},

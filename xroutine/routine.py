@@ -408,8 +408,7 @@ class ComputationalRoutine(Settled, ABC):
         time = now()
         before = data.dataset.attrs.get("history", "")
         line = history_line(repr(self), time, self.plan.n_trials)
-        labels, _ = result_labels(self.view, self.plan, self.coords)
-        given = {str(name): labels.coords[name].variable for name in self.coords or {}}
+        given = self._given_labels()
         cfg, arrays = record_call(
             self.plan, self.recorded_name, self.call.positional, self.cfg, self._asked, given, self._identity
         )
@@ -482,7 +481,7 @@ class ComputationalRoutine(Settled, ABC):
     def fingerprint(self) -> dict[str, Any]:
         """What has to be equal for a run to go on where another one stopped, in words and digests."""
         code = {"computeFunction": type(self).computeFunction, "process_metadata": type(self).process_metadata}
-        return fingerprint(self.plan, self.recorded_name, code, self._arguments(), self.coords or {}, self._identity)
+        return fingerprint(self.plan, self.recorded_name, code, self._arguments(), self._given_labels(), self._identity)
 
     @property
     def _identity(self) -> dict[str, Any]:
@@ -490,6 +489,10 @@ class ComputationalRoutine(Settled, ABC):
         if self._input is None:
             self._input = identity(self.view)
         return self._input
+
+    def _given_labels(self) -> dict[str, xr.Variable]:
+        labels, _ = result_labels(self.view, self.plan, self.coords)
+        return {str(name): labels.coords[name].variable for name in self.coords or {}}
 
     def _arguments(self) -> dict[str, Any]:
         return {**self.call.positional, **self.cfg}
