@@ -15,7 +15,7 @@ from xroutine.errors import TrialsError, XroutineError
 from xroutine.ledger import read_receipts
 from xroutine.opening import open_dataset
 from xroutine.plan import nbytes_text
-from xroutine.store import address, inspect, locate
+from xroutine.store import address, as_store_errors, inspect, locate
 from xroutine.verify import verify
 
 
@@ -70,7 +70,8 @@ def info(url: str) -> str:
         ("average", "" if n_trials is None else f"of {int(n_trials.max()):,} trials"),
     ]
     for name in mark["variables"]:
-        array = zarr.open_array(store, path=name, mode="r")
+        with as_store_errors(store, f"has metadata of {name!r} that cannot be understood"):
+            array = zarr.open_array(store, path=name, mode="r")
         sizes = ", ".join(f"{dim}: {size:,}" for dim, size in dataset[name].sizes.items())
         rows += [
             ("array", f"{name} ({sizes}) {array.dtype}, {nbytes_text(array.nbytes)}"),

@@ -37,6 +37,8 @@ T = TypeVar("T")
 Done = Callable[[Any], None]
 # As often as dask, unless told otherwise, runs a task again whose worker died.
 _ALLOWED_LOSSES = 3
+# Bytes of a function and its arguments that are not sent with every task.
+_LARGE = 100_000
 
 
 class Engine(Protocol):
@@ -147,6 +149,7 @@ class Cluster:
         waiting = iter(blocks)
         # A queue a few tasks deep keeps workers busy without holding every task, and its input, at once.
         room = 2 * max(sum(self.client.nthreads().values()), 1) + 2
+        shared = self._shared(call)
         sent: dict[str, tuple[Block, Any, int]] = {}
         running = as_completed()
 
@@ -156,7 +159,7 @@ class Cluster:
             key = f"{title}-{token}-{block.number}" + (f"-{lost}" if lost else "")
             regions = self._place(attach(block))
             sent[key] = block, regions, lost
-            running.add(self.client.submit(call, block, regions, key=key, pure=False, retries=retries))
+            running.add(self.client.submit(_do, shared, block, regions, key=key, pure=False, retries=retries))
 
         with _out_of_the_way():
             for _ in range(room):
@@ -171,6 +174,7 @@ class Cluster:
                         if lost == _ALLOWED_LOSSES:
                             raise
                         logger.warning("block %d was lost with a worker and is sent again", block.number)
+                        shared = self._shared(call)
                         submit(block, lost + 1)
                         continue
                     done(receipt)
@@ -178,6 +182,10 @@ class Cluster:
             except BaseException:
                 self.client.cancel(list(running.futures))
                 raise
+
+    def _shared(self, call: _Sealed) -> Any:
+        """The work to be named in every task: where its arguments are large, sent once."""
+        return call if len(call.payload) < _LARGE else self._scatter(call)
 
     def _place(self, regions: list[Any] | None) -> list[Future[Any]] | None:
         """Make regions that cannot be read on a worker available there, as futures that the task depends on."""
@@ -187,10 +195,10 @@ class Cluster:
             self.client.compute(region) if is_dask_collection(region) else self._scatter(region) for region in regions
         ]
 
-    def _scatter(self, region: Any) -> Future[Any]:
+    def _scatter(self, value: Any) -> Future[Any]:
         for left in range(_ALLOWED_LOSSES, -1, -1):
             try:
-                scattered: Future[Any] = self.client.scatter(region, hash=False)
+                scattered: Future[Any] = self.client.scatter(value, hash=False)
             except OSError as error:
                 # The worker that was to take it is just going down.
                 if not left:
@@ -310,13 +318,17 @@ class _Sealed:
             raise _portable(error) from error.__cause__
 
 
+def _do(call: Work, block: Block, regions: Any) -> Any:
+    return call(block, regions)
+
+
 @lru_cache(maxsize=4)
 def _open(payload: bytes, token: str) -> Work:
     work: Work = cloudpickle.loads(payload)
     return work
 
 
-def _sealed(work: Work) -> Work:
+def _sealed(work: Work) -> _Sealed:
     # The token keeps runs apart: what an earlier one has opened may not be there any more.
     return _Sealed(cloudpickle.dumps(work), uuid.uuid4().hex)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -19,8 +20,11 @@ from xroutine.ledger import read_receipts
 from xroutine.objects import get
 from xroutine.plan import nbytes_text
 from xroutine.seal import METADATA, ROOT, read_copies, read_metadata, seals
-from xroutine.store import ALLOCATING, RUNNING, address, inspect
+from xroutine.store import ALLOCATING, RUNNING, address, as_store_errors, inspect
 from xroutine.trials import TRIAL, table_name
+
+# Where more than so many chunks of an array are damaged, the rest is not looked at.
+_MOST_DAMAGE = 10_000
 
 
 @dataclass(frozen=True)
@@ -123,10 +127,12 @@ def examine(store: Store) -> Findings:
             damaged.append(Damage(key, "missing" if found is None else "is not what was committed"))
     sound = IntactStore(store, objects)
     names = [key.removesuffix(f"/{ROOT}") for key in objects if key.endswith(f"/{ROOT}")]
-    names = [name for name in names if json.loads(objects[f"{name}/{ROOT}"])["node_type"] == "array"]
-    arrays = {name: zarr.open_array(sound, path=name, mode="r") for name in names}
+    with as_store_errors(store, "has metadata that cannot be understood"):
+        names = [name for name in names if json.loads(objects[f"{name}/{ROOT}"])["node_type"] == "array"]
+        arrays = {name: zarr.open_array(sound, path=name, mode="r") for name in names}
     chunks, nbytes = 0, 0
     for name, array in arrays.items():
+        most = len(damaged) + _MOST_DAMAGE
         for index, region in _chunks(array):
             key = f"{name}/{array.metadata.encode_chunk_key(index)}"
             try:
@@ -136,6 +142,8 @@ def examine(store: Store) -> Findings:
                 reason = "missing" if isinstance(error, DamagedError) else f"{type(error).__name__}: {error}"
                 signal = name if name in mark["variables"] else ""
                 damaged.append(Damage(key, reason, _trials(arrays, name, region), signal, region))
+                if len(damaged) == most:
+                    break
             else:
                 if name not in mark["variables"] and key not in objects:
                     objects[key] = get(store, key) or b""
@@ -168,8 +176,13 @@ def _lost(error: DamagedError) -> Damage:
 
 def _chunks(array: zarr.Array[Any]) -> Iterator[tuple[tuple[int, ...], tuple[slice, ...]]]:
     """Index and region of every chunk."""
-    counts = [range(-(-size // chunk)) for size, chunk in zip(array.shape, array.chunks, strict=True)]
-    for index in itertools.product(*counts):
+    counts = [-(-size // chunk) for size, chunk in zip(array.shape, array.chunks, strict=True)]
+    # One after the other: a forged shape may have more than fit into memory.
+    for number in range(math.prod(counts)):
+        index: tuple[int, ...] = ()
+        for count in reversed(counts):
+            number, rest = divmod(number, count)
+            index = (rest, *index)
         yield (
             index,
             tuple(

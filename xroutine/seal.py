@@ -52,7 +52,7 @@ def read_metadata(store: Store) -> dict[str, str]:
     try:
         found = json.loads(raw or b"{}")
         documents = {str(key): str(text) for key, text in found["documents"].items()}
-        if found["digest"] != _digest(documents) or ROOT not in documents:
+        if found["digest"] != _digest(documents) or not isinstance(json.loads(documents[ROOT]), dict):
             raise ValueError("they do not match their digest")
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise DamagedError(f"{METADATA}: the copy of the metadata is missing or damaged ({error!r})") from None
