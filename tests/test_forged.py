@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import psutil
 import pytest
+import xarray as xr
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -123,3 +124,53 @@ def _files(error):
         found.append(step.tb_frame.f_code.co_filename)
         step = step.tb_next
     return " ".join(found)
+
+
+numbers = st.one_of(st.integers(-5, 30), st.just(2**62), st.floats(), st.none(), st.text(max_size=2))
+tables = st.lists(st.lists(numbers, min_size=0, max_size=4), max_size=4)
+
+
+@given(tables)
+def test_any_trial_definition_is_trials_or_an_error_of_ours(table):
+    recording = xr.DataArray(np.arange(40.0).reshape(20, 2), dims=("time", "channel"), attrs={"samplerate": 10.0})
+    try:
+        ds = xrt.cut(recording, table)
+    except XroutineError:
+        return
+    whole = np.array(table, dtype=np.int64)
+    for trial, (start, stop, *_) in zip(ds.trials, whole.tolist(), strict=True):
+        np.testing.assert_array_equal(trial.values, recording.values[start:stop])
+
+
+labels = st.one_of(st.none(), numbers, st.lists(numbers, max_size=3))
+
+
+@given(labels, labels, st.one_of(st.none(), st.tuples(numbers, numbers), labels))
+def test_any_selection_is_trials_or_an_error(trials, channel, latency):
+    ds = make()
+    try:
+        found = ds.trials.sel(trials=trials, channel=channel, latency=latency)
+    except (XroutineError, KeyError):
+        return
+    for trial in found.trials:
+        assert trial.sizes["time"] <= 8
+
+
+answers = st.one_of(
+    numbers,
+    st.tuples(numbers, numbers),
+    st.tuples(st.lists(numbers, max_size=3), st.sampled_from(["f8", "i4", "O", "S3", "nonsense", None, 7, float])),
+    st.tuples(st.tuples(st.sampled_from([5, 8, 6]), st.just(3)), st.just("f8")),
+)
+
+
+@given(answers)
+def test_any_dry_run_answer_is_a_plan_or_an_error_of_ours(answer):
+    def declared(trial, chunkShape=None, noCompute=None):
+        return answer
+
+    try:
+        plan = make().trials.plan(declared, out_dims=("a", "b"))
+    except XroutineError:
+        return
+    assert plan.nbytes >= 0

@@ -78,7 +78,8 @@ def info(url: str) -> str:
             ("chunks", f"{array.nchunks:,} of {'x'.join(str(size) for size in array.chunks) or '1'}"),
             ("codecs", ", ".join(map(_codec, array.compressors)) or "none"),
         ]
-    found = read_cfg(dataset).get("versions", {})
+    found = read_cfg(dataset).get("versions")
+    found = found if isinstance(found, dict) else {}
     rows.append(("versions", ", ".join(f"{name} {version}" for name, version in found.items())))
     lines = [f"{key:<9} {text}" for key, text in rows if text]
     trials = [

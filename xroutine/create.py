@@ -164,7 +164,10 @@ def read_trialdefinition(
     trialdefinition: npt.ArrayLike,
 ) -> tuple[IntArray, IntArray, IntArray, dict[str, npt.NDArray[Any]]]:
     """First rows, rows after the last, offsets, and further columns as trial info ``trialinfo_0``, ..."""
-    table = np.asarray(trialdefinition)
+    try:
+        table = np.asarray(trialdefinition)
+    except ValueError as error:
+        raise TrialsError(f"trialdefinition: expected integers of shape (n, 3) or wider: {error}") from None
     if table.ndim != 2 or table.shape[1] < 3 or not len(table) or table.dtype.kind not in "iuf":
         raise TrialsError(
             f"trialdefinition: expected integers of shape (n, 3) or wider, got {table.dtype} {table.shape}"
@@ -178,7 +181,9 @@ def _integers(values: Any, what: str, count: int) -> IntArray:
     column = np.asarray(values)
     if column.shape != (count,):
         raise TrialsError(f"{what}: expected {count} values, one a trial, got shape {column.shape}")
-    whole = np.rint(column).astype(np.int64) if column.dtype.kind in "iuf" and np.isfinite(column).all() else None
+    # Beyond 2**53 a float is no certain number of samples, and an unsigned one need not fit.
+    usable = column.dtype.kind in "iuf" and np.isfinite(column).all() and (np.abs(column.astype(float)) < 2**53).all()
+    whole = np.rint(column).astype(np.int64) if usable else None
     if whole is None or not np.allclose(whole, column, rtol=0, atol=1e-6):
         raise TrialsError(f"{what}: expected whole numbers of samples, got {column.dtype} {column[:3]!r}")
     found: IntArray = whole

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -20,6 +21,8 @@ Answer = tuple[tuple[Shape, np.dtype[Any]], ...]
 _FEW = 16
 # So many different trials are all asked about: fewer where asking means computing.
 _MOST_PROBED, _MOST_ASKED = 128, 2048
+# Of one trial's output: beyond an exbibyte over a million trials, int64 overflows.
+_MOST_NBYTES = 2**40
 _SAMPLED = 64
 
 
@@ -82,6 +85,10 @@ def dry_run(call: Call, shape: Shape, dtype: np.dtype[Any], index: int = 0) -> A
     for output, declared in found:
         if declared.kind not in "biufc":
             raise DryRunError(f"{call.name} returns dtype {declared}: only numbers can be stored")
+        if math.prod(output) * declared.itemsize > _MOST_NBYTES:
+            raise DryRunError(
+                f"{call.name} returns an array of shape {output} and dtype {declared}: more than there is"
+            )
         if 0 in output:
             raise DryRunError(f"{call.name} returns an empty array of shape {output} for an input of shape {shape}")
     return found
@@ -95,7 +102,7 @@ def _declared(call: Call, answer: Any, shape: Shape) -> tuple[Shape, np.dtype[An
         exact = all(n == given for n, given in zip(sizes, found_shape, strict=True))
         if exact and min(sizes, default=1) >= 0:
             return sizes, np.dtype(found_dtype)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         pass
     raise DryRunError(
         f"{call.name} with noCompute=True: expected (shape, dtype){' of each output' * bool(call.outputs)}, "

@@ -19,7 +19,7 @@ import numpy as np
 import xarray as xr
 
 from xroutine.call import PerTrial, name_of
-from xroutine.errors import StoreError
+from xroutine.errors import StoreError, XroutineError
 
 # Marks data variables that are neither signal nor labels.
 ROLE = "xroutine_role"
@@ -104,12 +104,21 @@ def decode(
     StoreError
         For what cannot be made again from JSON: objects that were recorded by name only.
     """
+    try:
+        return _decode(value, arrays, strict, objects)
+    except (TypeError, ValueError, LookupError, AttributeError, OverflowError, RecursionError) as error:
+        if isinstance(error, XroutineError):
+            raise
+        raise StoreError(f"cfg holds {value!r:.300}, which is not what xroutine writes: {error}") from None
+
+
+def _decode(value: Any, arrays: Mapping[Any, Any], strict: bool, objects: Callable[[str], Any] | None) -> Any:
     if isinstance(value, list):
-        return [decode(item, arrays, strict, objects) for item in value]
+        return [_decode(item, arrays, strict, objects) for item in value]
     if not isinstance(value, dict):
         return value
     if len(value) != 1 or not next(iter(value)).startswith("$"):
-        return {key: decode(item, arrays, strict, objects) for key, item in value.items()}
+        return {key: _decode(item, arrays, strict, objects) for key, item in value.items()}
     ((kind, content),) = value.items()
     if kind == "$array":
         if content not in arrays:
@@ -118,40 +127,37 @@ def decode(
     if kind == "$object" and objects is not None:
         return objects(content)
     if kind == "$tuple":
-        return tuple(decode(item, arrays, strict, objects) for item in content)
+        return tuple(_decode(item, arrays, strict, objects) for item in content)
     if kind == "$list":
-        return decode(content, arrays, strict, objects).tolist()
+        return _decode(content, arrays, strict, objects).tolist()
     if kind == "$per_trial":
-        return PerTrial(decode(content, arrays, strict, objects))
+        return PerTrial(_decode(content, arrays, strict, objects))
     if kind == "$slice":
-        return slice(*(decode(edge, arrays, strict, objects) for edge in content))
+        return slice(*(_decode(edge, arrays, strict, objects) for edge in content))
     if kind == "$variable":
-        return xr.Variable(content[0], decode(content[1], arrays, strict, objects))
-    try:
-        if kind == "$values":
-            return np.array(decode(content[1], arrays, strict, objects), dtype=content[0])
-        if kind == "$bytes":
-            return bytes.fromhex(content)
-        if kind == "$float":
-            return float(content)
-        if kind == "$complex":
-            return complex(content)
-        if kind == "$scalar":
-            dtype = np.dtype(content[0])
-            text = content[1]
-            return dtype.type(
-                text == "True"
-                if dtype.kind == "b"
-                else complex(text)
-                if dtype.kind == "c"
-                else float(text)
-                if dtype.kind == "f"
-                else int(text)
-            )
-        if kind == "$dtype":
-            return np.dtype(content)
-    except (TypeError, ValueError, IndexError) as error:
-        raise StoreError(f"cfg holds {value!r}, which is no {kind[1:]}: {error}") from None
+        return xr.Variable(content[0], _decode(content[1], arrays, strict, objects))
+    if kind == "$values":
+        return np.array(_decode(content[1], arrays, strict, objects), dtype=content[0])
+    if kind == "$bytes":
+        return bytes.fromhex(content)
+    if kind == "$float":
+        return float(content)
+    if kind == "$complex":
+        return complex(content)
+    if kind == "$scalar":
+        dtype = np.dtype(content[0])
+        text = content[1]
+        return dtype.type(
+            text == "True"
+            if dtype.kind == "b"
+            else complex(text)
+            if dtype.kind == "c"
+            else float(text)
+            if dtype.kind == "f"
+            else int(text)
+        )
+    if kind == "$dtype":
+        return np.dtype(content)
     if strict:
         raise StoreError(f"cfg records {content!r} by name only: give it again to run with it")
     return value

@@ -71,10 +71,10 @@ def _positions(labels: Any, wanted: Any, dim: str) -> np.ndarray[Any, np.dtype[n
     index = pd.Index(np.asarray(labels))
     if isinstance(wanted, (str, bytes, tuple)) or not isinstance(wanted, Iterable):
         wanted = [wanted]
-    wanted = np.asarray(wanted.values if isinstance(wanted, xr.DataArray) else list(wanted))
+    wanted = pd.Index(wanted.values if isinstance(wanted, xr.DataArray) else list(wanted))
     if not index.is_unique:
         raise TrialsError(f"labels along {dim!r} repeat (a selection of a selection?): select by position with ds.isel")
-    positions = index.get_indexer(pd.Index(wanted)) if len(wanted) else np.empty(0, np.intp)
+    positions = index.get_indexer(wanted) if len(wanted) else np.empty(0, np.intp)
     if (positions < 0).any():
         missing = [label for label, position in zip(wanted.tolist(), positions, strict=True) if position < 0]
         raise KeyError(f"no {dim} with label {missing[:5]}; there are {index[:5].tolist()}{', ...' * (len(index) > 5)}")
@@ -87,7 +87,10 @@ def _window(view: View, chosen: IntArray, latency: tuple[float, float]) -> tuple
         raise TrialsError(f"latency: variable {view.name!r} has no `time` dim, its dims are {view.dims}")
     if view.samplerate is None:
         raise TrialsError(f"latency: {view.name!r} has no attribute `samplerate` (Hz): set ds[{view.name!r}].attrs")
-    start, stop = (float(edge) for edge in latency)
+    try:
+        start, stop = (float(edge) for edge in latency)
+    except (TypeError, ValueError):
+        raise TrialsError(f"latency: expected (first, last) in seconds, got {latency!r}") from None
     if not (np.isfinite([start, stop]).all() and start <= stop):
         raise TrialsError(f"latency: expected (first, last) in seconds, first <= last, got {latency}")
     sample_first = int(np.ceil(start * view.samplerate - _TOLERANCE))
