@@ -8,6 +8,9 @@ import pytest
 from distributed import Client, LocalCluster
 from hypothesis import HealthCheck, settings
 
+# Needs a fuzzer that is no dependency.
+collect_ignore = ["fuzz.py"]
+
 settings.register_profile(
     "default",
     deadline=None,

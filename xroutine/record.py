@@ -6,6 +6,7 @@ import hashlib
 import inspect
 import json
 import platform
+import re
 import sys
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
@@ -137,7 +138,7 @@ def _decode(value: Any, arrays: Mapping[Any, Any], strict: bool, objects: Callab
     if kind == "$variable":
         return xr.Variable(content[0], _decode(content[1], arrays, strict, objects))
     if kind == "$values":
-        return np.array(_decode(content[1], arrays, strict, objects), dtype=content[0])
+        return np.array(_decode(content[1], arrays, strict, objects), dtype=_dtype(content[0]))
     if kind == "$bytes":
         return bytes.fromhex(content)
     if kind == "$float":
@@ -145,7 +146,7 @@ def _decode(value: Any, arrays: Mapping[Any, Any], strict: bool, objects: Callab
     if kind == "$complex":
         return complex(content)
     if kind == "$scalar":
-        dtype = np.dtype(content[0])
+        dtype = _dtype(content[0])
         text = content[1]
         return dtype.type(
             text == "True"
@@ -157,10 +158,17 @@ def _decode(value: Any, arrays: Mapping[Any, Any], strict: bool, objects: Callab
             else int(text)
         )
     if kind == "$dtype":
-        return np.dtype(content)
+        return _dtype(content)
     if strict:
         raise StoreError(f"cfg records {content!r} by name only: give it again to run with it")
     return value
+
+
+def _dtype(text: str) -> np.dtype[Any]:
+    # NumPy reads much more than the names that it gives, Python literals among them.
+    if not re.fullmatch(r"[<>|=]?[?biufcSUTVMm]\d{0,6}(\[\w+\])?", text):
+        raise ValueError(f"{text!r} is no dtype")
+    return np.dtype(text)
 
 
 def plain_attrs(attrs: Mapping[Any, Any]) -> dict[str, Any]:
