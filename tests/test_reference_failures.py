@@ -195,6 +195,8 @@ def mixed(trial, a, b=2, *, c=3, chunkShape=None, noCompute=None):
     return (trial.shape, trial.dtype) if noCompute else trial * a + b - c
 
 
+# Older versions of dask warn of a local scheduler beside a cluster.
+@pytest.mark.filterwarnings("ignore:Running on a single-machine scheduler")
 def test_14_arguments_mean_the_same_in_all_engines(client):
     ds = make()
     a, c = xrt.per_trial(np.arange(12.0)), xrt.per_trial([1] * 12)

@@ -130,6 +130,9 @@ def examine(store: Store) -> Findings:
     with as_store_errors(store, "has metadata that cannot be understood"):
         names = [name for name in names if json.loads(objects[f"{name}/{ROOT}"])["node_type"] == "array"]
         arrays = {name: zarr.open_array(sound, path=name, mode="r") for name in names}
+        absurd = [name for name, array in arrays.items() if 0 in array.chunks and 0 not in array.shape]
+        if absurd:
+            raise ValueError(f"chunks of {absurd} are empty")
     chunks, nbytes = 0, 0
     for name, array in arrays.items():
         most = len(damaged) + _MOST_DAMAGE

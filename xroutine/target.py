@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import json
 import uuid
-import warnings
-from collections.abc import Iterable, Mapping, Sequence, Set
+from collections.abc import Hashable, Iterable, Mapping, Sequence, Set
 from typing import Any, Protocol
 
 import numpy as np
@@ -20,7 +19,7 @@ from xroutine.errors import (
 from xroutine.failures import failed_trials
 from xroutine.intact import IntactStore
 from xroutine.lease import Lease
-from xroutine.ledger import PARTIALS, Ledger
+from xroutine.ledger import BOUNDS, GROUP, RECEIPTS, Ledger
 from xroutine.objects import get, keys, put
 from xroutine.opening import open_finished
 from xroutine.plan import Plan
@@ -229,31 +228,31 @@ class ZarrTarget:
         status = PARTIAL if failed_trials(self.receipts) else COMPLETE
         self._check_lease()
         done = {**loads(mark, MARK), "status": status}
-        _seal(self.store, {**attrs, MARK: dumps(done)}, self.names)
+        _seal(self.store, {**attrs, MARK: dumps(done)}, self.names, labels.variables)
         self._ledger.clear_nodes()
         return open_finished(self.store, done)
 
 
-def _seal(store: Store, attrs: Mapping[str, Any], signals: Sequence[str]) -> None:
+def _seal(store: Store, attrs: Mapping[str, Any], signals: Sequence[str], labels: Iterable[Hashable]) -> None:
     """Consolidate the metadata, keep copies of all that is small, and complete the root's by one last write."""
-    with warnings.catch_warnings():
-        # Consolidated metadata is an extension that xarray, zarr-python and others read.
-        warnings.filterwarnings("ignore", "Consolidated metadata", UserWarning)
-        zarr.consolidate_metadata(store)
+    listed = sorted([GROUP, RECEIPTS, BOUNDS, *signals, *map(str, labels)])
+    texts = {name: get(store, f"{name}/{ROOT}") or b"" for name in listed}
     root = json.loads(get(store, ROOT) or b"{}")
-    listed = root["consolidated_metadata"]["metadata"]
-    for name in [name for name in listed if f"{name}/".startswith(f"{PARTIALS}/")]:
-        del listed[name]
+    # As zarr.consolidate_metadata writes it, which lists all of the store, and warns that it is an extension (that
+    # xarray, zarr-python and others read). Warnings cannot be ignored in one of several threads.
+    with as_store_errors(store, "was written, and cannot be read back"):
+        metadata = {name: json.loads(text) for name, text in texts.items()}
+    root["consolidated_metadata"] = {"kind": "inline", "must_understand": False, "metadata": metadata}
     root["attributes"] |= attrs
     try:
         text = json.dumps(root, indent=2, allow_nan=False)
     except (TypeError, ValueError) as error:
         raise StoreError(f"the attributes {attrs} cannot be stored as JSON: {error}") from None
-    small = [f"{name}/{ROOT}" for name in listed]
-    small += [key for name in listed if name not in signals for key in keys(store, f"{name}/c")]
-    objects = {**{key: get(store, key) or b"" for key in small}, ROOT: text.encode()}
+    objects = {**{f"{name}/{ROOT}": text for name, text in texts.items()}, ROOT: text.encode()}
+    small = [key for name in listed if name not in signals for key in keys(store, f"{name}/c")]
+    objects |= {key: get(store, key) or b"" for key in small}
     for name in listed:
-        if name not in signals and json.loads(objects[f"{name}/{ROOT}"])["node_type"] == "array":
+        if name not in (*signals, GROUP):
             # What a store has lost without a word shall not be kept as what it should be.
             with as_store_errors(store, "was written, and cannot be read back"):
                 zarr.open_array(IntactStore(store, objects), path=name, mode="r")[...]
