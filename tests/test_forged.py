@@ -79,7 +79,7 @@ def snapshot(folder):
 
 
 @pytest.mark.filterwarnings("ignore::zarr.errors.ZarrUserWarning")
-@settings(max_examples=150, suppress_health_check=list(HealthCheck))
+@settings(max_examples=60, suppress_health_check=list(HealthCheck))
 @given(st.data())
 def test_forged_metadata_are_errors_of_ours(data):
     folder, objects = template()

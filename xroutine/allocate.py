@@ -159,7 +159,11 @@ def _replace(store: Store, made: Store, mark: Mapping[str, Any]) -> None:
     """Put what was made into a store, in place of all that is there; the root's metadata tell how far that got."""
     root = json.loads(get(made, ROOT) or b"{}")
     begun = {**root, "attributes": {MARK: dumps({**mark, "status": ALLOCATING})}}
-    put(store, ROOT, json.dumps(begun).encode())
+    text = json.dumps(begun).encode()
+    if get(store, ROOT) is None:
+        # Should the root be torn as it is written, its copy tells that this is ours.
+        put(store, METADATA, seals({ROOT: text})[METADATA])
+    put(store, ROOT, text)
     for name in names(store):
         if name not in (ROOT, GROUP):
             clear(store, name)

@@ -21,8 +21,8 @@ Answer = tuple[tuple[Shape, np.dtype[Any]], ...]
 _FEW = 16
 # So many different trials are all asked about: fewer where asking means computing.
 _MOST_PROBED, _MOST_ASKED = 128, 2048
-# Of one trial's output: beyond an exbibyte over a million trials, int64 overflows.
-_MOST_NBYTES = 2**40
+# Of all trials' outputs: beyond it int64 overflows, and no store is as large.
+_MOST_NBYTES = 2**62
 _SAMPLED = 64
 
 
@@ -85,10 +85,6 @@ def dry_run(call: Call, shape: Shape, dtype: np.dtype[Any], index: int = 0) -> A
     for output, declared in found:
         if declared.kind not in "biufc":
             raise DryRunError(f"{call.name} returns dtype {declared}: only numbers can be stored")
-        if math.prod(output) * declared.itemsize > _MOST_NBYTES:
-            raise DryRunError(
-                f"{call.name} returns an array of shape {output} and dtype {declared}: more than there is"
-            )
         if 0 in output:
             raise DryRunError(f"{call.name} returns an empty array of shape {output} for an input of shape {shape}")
     return found
@@ -151,7 +147,7 @@ def dry_runs(call: Call, size: IntArray, shape_of: Any, dtype: np.dtype[Any]) ->
             return taken
         first, kind = _distinct(call, size, len(size))
     found = [dry_run(call, shape_of(int(size[index])), dtype, int(index)) for index in first]
-    _check_agreeing(call, found, size[first])
+    _check_agreeing(call, found, size[first], len(size))
     return tuple(
         Answers([answer[output][0] for answer in found], kind, declared)
         for output, (_, declared) in enumerate(found[0])
@@ -162,7 +158,7 @@ def _sampled(call: Call, size: IntArray, shape_of: Any, dtype: np.dtype[Any]) ->
     """What some of the trials tell of all; None where their shapes follow no simple rule."""
     chosen = _sample(call, size)
     found = [dry_run(call, shape_of(int(size[index])), dtype, int(index)) for index in chosen]
-    _check_agreeing(call, found, size[chosen])
+    _check_agreeing(call, found, size[chosen], len(size))
     sizes, kind = np.unique(size, return_inverse=True)
     answers = []
     for output, (shape, declared) in enumerate(found[0]):
@@ -175,9 +171,12 @@ def _sampled(call: Call, size: IntArray, shape_of: Any, dtype: np.dtype[Any]) ->
     return tuple(answers)
 
 
-def _check_agreeing(call: Call, found: list[Answer], size: IntArray) -> None:
-    """Raise where answers differ in dtype or number of dimensions."""
-    for output, (shape, _) in enumerate(found[0]):
+def _check_agreeing(call: Call, found: list[Answer], size: IntArray, n_trials: int) -> None:
+    """Raise where answers differ in dtype or number of dimensions, or are absurd."""
+    for output, (shape, declared) in enumerate(found[0]):
+        most = max((answer[output][0] for answer in found), key=math.prod)
+        if math.prod(most) * declared.itemsize * n_trials > _MOST_NBYTES:
+            raise DryRunError(f"{call.name} returns {declared} of shape {most} for a trial: no store is so large")
         dtypes = {str(answer[output][1]): int(rows) for answer, rows in zip(found, size, strict=True)}
         if len(dtypes) > 1:
             listed = ", ".join(f"{name} for {rows} rows" for name, rows in dtypes.items())

@@ -15,9 +15,9 @@ from zarr.storage import FsspecStore, LocalStore
 
 from xroutine.errors import DamagedError, StoreError, TargetExistsError
 from xroutine.lease import KEY as LEASE
-from xroutine.objects import get, keys
+from xroutine.objects import get
 from xroutine.record import loads
-from xroutine.seal import ROOT, read_metadata
+from xroutine.seal import METADATA, ROOT, read_metadata
 
 FORMAT = 2
 MARK = "xroutine"
@@ -120,16 +120,13 @@ def read_root(store: Store) -> dict[str, Any] | None:
     else:
         return copy
     if raw is not None:
-        # A first write that was torn leaves nothing else.
-        if set(keys(store)) <= {ROOT, LEASE}:
-            return None
-        raise StoreError(f"{address(store)}: the root's metadata, {ROOT}, are damaged")
+        raise StoreError(f"{address(store)}: the root's metadata are damaged: {ROOT} holds no JSON object")
     try:
         zarr.open_group(store, mode="r", use_consolidated=False)
     except FileNotFoundError:
-        lease = Path(LEASE)
+        ours = {Path(LEASE), Path(METADATA)}
         if isinstance(store, LocalStore) and any(
-            path.is_file() and path.relative_to(store.root) != lease for path in store.root.rglob("*")
+            path.is_file() and path.relative_to(store.root) not in ours for path in store.root.rglob("*")
         ):
             raise TargetExistsError(f"{store.root} is a folder with other things in it, and no Zarr group") from None
         return None
