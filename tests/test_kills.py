@@ -46,6 +46,13 @@ def start(*arguments):
     return process
 
 
+def wait_for_lines(log, count):
+    limit = time.monotonic() + 60
+    while not log.exists() or len(log.read_text().splitlines()) < count:
+        assert time.monotonic() < limit
+        time.sleep(0.01)
+
+
 def kill(process, sign=signal.SIGKILL):
     with contextlib.suppress(ProcessLookupError):
         os.killpg(process.pid, sign)
@@ -105,8 +112,7 @@ def test_killed_until_it_is_complete(engine, case, tmp_path):
 
 def test_a_second_run_is_refused_while_the_first_one_lives(tmp_path):
     process = start(tmp_path / "out.zarr", "serial", "kept, ragged", tmp_path / "log")
-    while not (tmp_path / "log").exists():
-        time.sleep(0.01)
+    wait_for_lines(tmp_path / "log", 1)
     with pytest.raises(BusyError, match=rf"written by another run \(process {process.pid} on"):
         run(tmp_path / "out.zarr", "serial", "kept, ragged", str(tmp_path / "log"))
     os.killpg(process.pid, signal.SIGSTOP)
@@ -120,8 +126,7 @@ def test_a_second_run_is_refused_while_the_first_one_lives(tmp_path):
 @pytest.mark.parametrize("engine", ["serial", "threads", "cluster"])
 def test_ctrl_c_leaves_a_target_to_go_on_with_and_a_clean_terminal(engine, tmp_path):
     process = start(tmp_path / "out.zarr", engine, "kept, ragged", tmp_path / "log")
-    while not (tmp_path / "log").exists() or len((tmp_path / "log").read_text().splitlines()) < 20:
-        time.sleep(0.01)
+    wait_for_lines(tmp_path / "log", 20)
     # What dask's own workers print in a terminal, which tells them too, is not ours.
     os.kill(process.pid, signal.SIGINT)
     _, errors = process.communicate(timeout=60)
