@@ -229,6 +229,27 @@ def test_an_average_without_the_trials_that_failed(engine, chan_per_worker, tmp_
     assert np.flatnonzero(found.failed).tolist() == [3, 17]
 
 
+def narrow(trial, number, chunkShape=None, noCompute=None):
+    """Fails for trial 5 where it has one channel, and for trial 2."""
+    if noCompute:
+        return trial.shape, trial.dtype
+    if number == 2 or (number == 5 and trial.shape[1] == 1):
+        raise ValueError
+    return trial
+
+
+def test_an_average_counts_its_trials_channel_by_channel():
+    ds, numbers = make(), xrt.per_trial(list(range(20)))
+    for chan_per_worker, counts, left_out in ((None, 19, [2]), (2, [19, 19, 18], [2, 5])):
+        with pytest.warns(XroutineWarning, match=f"{len(left_out)} of 20"):
+            found = ds.trials.map(narrow, numbers, keeptrials=False, on_error="record", chan_per_worker=chan_per_worker)
+        np.testing.assert_array_equal(found.n_trials, counts)
+        for k in range(3):
+            kept = [n for n in range(20) if n not in left_out[: 1 + (k == 2)]]
+            wanted = ds.data.isel(channel=k, trial=kept).mean("trial")
+            np.testing.assert_allclose(found.narrow[:, k], wanted, rtol=1e-12)
+
+
 def test_options_that_are_none():
     for options, message in [({"retries": -1}, "0 or more, got -1"), ({"on_error": "skip"}, "expected 'raise' or 're")]:
         with pytest.raises(PlanError, match=message):
