@@ -127,6 +127,7 @@ def inspect_or_none(store):
         return None
 
 
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_a_block_is_tried_again(tmp_path, caplog):
     ds, wanted = make(), make().trials.map(doubled)
     for scheduler in (None, "threads"):
@@ -167,8 +168,7 @@ def engine_of(name, request):
 
 
 @pytest.mark.parametrize("engine", ENGINES)
-@pytest.mark.parametrize("on_error", ["raise", "record"])
-@pytest.mark.parametrize("how", ["raise", "shape"])
+@pytest.mark.parametrize(("on_error", "how"), [("raise", "shape"), ("record", "raise")])
 def test_a_trial_that_fails_at_first_is_computed_in_the_end(engine, on_error, how, tmp_path, request):
     ds, options = make(), engine_of(engine, request)
     arguments = (xrt.per_trial(list(range(20))), str(tmp_path), [3, 17], 2, how)
