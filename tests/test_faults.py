@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import itertools
 import logging
 import os
@@ -24,6 +25,15 @@ from xroutine.failures import failed_trials
 from xroutine.lease import Lease
 from xroutine.ledger import read_receipts
 from xroutine.store import inspect, locate
+
+# zarr leaves coroutines behind where a store raises; they are to be found here, and not in whatever test comes next.
+pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+
+
+@pytest.fixture(autouse=True)
+def leftovers():
+    yield
+    gc.collect()
 
 
 def make(n=20, **options):
@@ -93,8 +103,6 @@ ALL = [(*fault, scheduler, keep) for fault in FAULTS for scheduler in (None, "th
 SOME = [case for number, case in enumerate(ALL) if number % 8 == number // 8 % 8]
 
 
-# zarr leaves coroutines behind where a store raises.
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 @pytest.mark.filterwarnings("ignore:.*parts of the ledger are damaged:xroutine.errors.XroutineWarning")
 @pytest.mark.parametrize(
     ("operation", "keys", "kind", "scheduler", "keeptrials"), ALL if "XROUTINE_THOROUGH" in os.environ else SOME
@@ -127,7 +135,6 @@ def inspect_or_none(store):
         return None
 
 
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_a_block_is_tried_again(tmp_path, caplog):
     ds, wanted = make(), make().trials.map(doubled)
     for scheduler in (None, "threads"):
